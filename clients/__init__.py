@@ -1,0 +1,1 @@
+"""The process of one hospital: outbound connections only, installed code only."""

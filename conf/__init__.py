@@ -1,0 +1,1 @@
+"""Hydra groups of fedmed; see ``fedmed/configuration``."""

@@ -1,0 +1,352 @@
+"""Plots of a run as PNG, drawn with matplotlib's object-oriented API.
+
+Colours are those of Okabe and Ito, "Color Universal Design" (2008), which people with a colour
+vision deficiency can tell apart; each site has its own marker as well.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from fedmed.assurance.report.run_folder import RunRecord, metric_title
+
+_SITE_STYLES = (
+    ("#0072B2", "o"),
+    ("#E69F00", "s"),
+    ("#009E73", "^"),
+    ("#D55E00", "D"),
+    ("#CC79A7", "v"),
+    ("#56B4E9", "P"),
+)
+_PHASE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+_ALONE_COLOUR = "#E69F00"
+_WIDTH, _HEIGHT = 5.4, 3.6  # inches; small, so that the text stays legible on a phone
+_DOTS_PER_INCH = 200
+_LEAST_SPAN = 0.1  # of the metric axis
+_LEGEND_CHARACTERS = 58  # that fit beside each other
+
+# Fonts and text layout are shared inside matplotlib, which promises nothing about threads.
+_drawing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of paper and ink."""
+
+    paper: str
+    ink: str
+    faint: str
+    many: str
+
+
+LIGHT = Theme(paper="#ffffff", ink="#1b1f24", faint="#d4d9df", many="#7fb3d5")
+DARK = Theme(paper="#171b21", ink="#e6e9ed", faint="#3a424c", many="#3f7ba3")
+
+
+def metric_plot(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
+    """Draw the main metric a round: global model thick, sites thin, baselines dashed.
+
+    Rounds are measured on validation images, baselines on test images; the legend says so.
+
+    Returns:
+        PNG, or ``None`` if no round measured the metric.
+    """
+    name = run.main_metric
+    if name is None:
+        return None
+    overall = [(r.number, r.metrics[name]) for r in run.rounds if name in r.metrics]
+    sites = _site_series(
+        (site, record.number, values.metrics.get(name))
+        for record in run.rounds
+        for site, values in record.sites.items()
+    )
+    if not overall and not sites:
+        return None
+    with _drawing:
+        figure, axes = _figure(theme)
+        entries = _draw_sites(axes, sites, theme)
+        if overall:
+            line = axes.plot(
+                *zip(*overall, strict=True), color=theme.ink, linewidth=2.8, marker="o"
+            )
+            line[0].set_markersize(4 if len(overall) <= 25 else 0)
+            entries.insert(0, (line[0], "global model"))
+        local = run.summary.local_everywhere or run.summary.local
+        alone = [metrics[name] for metrics in local.values() if name in metrics]
+        for value, label, dashes in (
+            (run.summary.pooled.get(name), "pooled images (test)", (6, 2)),
+            (statistics.fmean(alone) if alone else None, "local only, mean (test)", (2, 2)),
+        ):
+            if value is not None:
+                line = axes.plot(
+                    [0, 1],
+                    [value, value],
+                    transform=axes.get_yaxis_transform(),
+                    color=theme.ink,
+                    linewidth=1.3,
+                    dashes=dashes,
+                )
+                entries.append((line[0], label))
+        low, high = axes.get_ylim()
+        if high - low < _LEAST_SPAN:  # else a change of nothing fills the plot
+            middle = (low + high) / 2
+            axes.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
+        _label(axes, f"{metric_title(name)} by round (validation images)", metric_title(name))
+        _round_axis(axes, [record.number for record in run.rounds])
+        return _png(figure, entries, theme)
+
+
+def epsilon_plot(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
+    """Draw the epsilon that each site has spent after each round, against the target.
+
+    Returns:
+        PNG, or ``None`` if no site reported an epsilon.
+    """
+    sites = _site_series(
+        (site, record.number, values.epsilon)
+        for record in run.rounds
+        for site, values in record.sites.items()
+    )
+    if not sites:
+        return None
+    with _drawing:
+        figure, axes = _figure(theme)
+        entries = _draw_sites(axes, sites, theme)
+        target = run.summary.privacy.target_epsilon
+        if target is not None:
+            line = axes.axhline(target, color=theme.ink, linewidth=1.3, dashes=(6, 2))
+            entries.append((line, f"target {target:g}"))
+        _label(axes, "Privacy spent by round", "epsilon (no unit)")
+        axes.set_ylim(bottom=0)
+        _round_axis(axes, [record.number for record in run.rounds])
+        return _png(figure, entries, theme)
+
+
+def seconds_plot(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
+    """Draw the seconds that each round took, stacked by phase.
+
+    Returns:
+        PNG, or ``None`` if no round recorded seconds.
+    """
+    rounds = [record for record in run.rounds if record.seconds]
+    phases = list(dict.fromkeys(phase for record in rounds for phase in record.seconds))
+    if not phases:
+        return None
+    numbers = [record.number for record in rounds]
+    with _drawing:
+        figure, axes = _figure(theme)
+        bottom = [0.0] * len(rounds)
+        entries: list[tuple[Artist, str]] = []
+        for index, phase in enumerate(phases):
+            heights = [max(0.0, record.seconds.get(phase, 0.0)) for record in rounds]
+            colour = _PHASE_COLOURS[min(index, len(_PHASE_COLOURS) - 1)]
+            bars = axes.bar(
+                numbers,
+                heights,
+                bottom=bottom,
+                width=0.75 if len(rounds) <= 40 else 1.0,
+                color=colour,
+                edgecolor=theme.paper,
+                linewidth=0.6 if len(rounds) <= 40 else 0,
+            )
+            if index < len(_PHASE_COLOURS):
+                entries.append((bars.patches[0], phase))
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        _label(axes, "Time by round and phase", "seconds")
+        _round_axis(axes, numbers)
+        return _png(figure, entries, theme)
+
+
+def sites_plot(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
+    """Draw the main metric at each site: global model beside the model trained there alone.
+
+    Returns:
+        PNG, or ``None`` if no site has the metric.
+    """
+    name = run.main_metric
+    summary = run.summary
+    if name is None:
+        return None
+    together = {site.name: site.metrics[name] for site in summary.sites if name in site.metrics}
+    alone = {site: metrics[name] for site, metrics in summary.local.items() if name in metrics}
+    sites = list(dict.fromkeys([*together, *alone]))
+    if not sites:
+        return None
+    many = len(sites) > 20
+    thickness = (0.8 if not alone else 0.4) if len(sites) > 1 else 0.3
+    with _drawing:
+        height = 1.5 + (0.17 if many else 0.42 if alone else 0.3) * max(len(sites), 3)
+        figure, axes = _figure(theme, min(height, 40.0))
+        entries: list[tuple[Artist, str]] = []
+        for values, label, colour, shift in (
+            (together, "global model", "#0072B2", -thickness / 2 if alone else 0.0),
+            (alone, "local only", _ALONE_COLOUR, thickness / 2),
+        ):
+            rows = [index for index, site in enumerate(sites) if site in values]
+            if rows:
+                lengths = [values[sites[row]] for row in rows]
+                places = [row + shift for row in rows]
+                bars = axes.barh(places, lengths, height=thickness, color=colour)
+                entries.append((bars.patches[0], label))
+                if not many:
+                    axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8, color=theme.ink)
+        axes.set_yticks(range(len(sites)), labels=[_shown(site) for site in sites])
+        axes.tick_params(axis="y", length=0, labelsize=6 if many else 9)
+        axes.set_ylim(len(sites) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x", color=theme.faint, linewidth=0.7)
+        longest = max([*together.values(), *alone.values()])
+        axes.set_xlim(min(0.0, *together.values(), *alone.values()), max(1.0, longest) * 1.1)
+        _label(axes, f"{metric_title(name)} by site (test images)", "")
+        axes.set_xlabel(metric_title(name))
+        return _png(figure, entries, theme)
+
+
+PLOTS: dict[str, Callable[[RunRecord, Theme], bytes | None]] = {
+    "metric": metric_plot,
+    "epsilon": epsilon_plot,
+    "seconds": seconds_plot,
+    "sites": sites_plot,
+}
+
+
+def write_plots(run: RunRecord, folder: Path) -> list[Path]:
+    """Write the plots that have data as ``NAME.png`` (see ``PLOTS``) and return their paths.
+
+    Args:
+        run: the run.
+        folder: made if it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for name, draw in PLOTS.items():
+        image = draw(run, LIGHT)
+        if image is not None:
+            path = folder / f"{name}.png"
+            path.write_bytes(image)
+            paths.append(path)
+    return paths
+
+
+def _figure(theme: Theme, height: float = _HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(
+        figsize=(_WIDTH, height),
+        dpi=_DOTS_PER_INCH,
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
+        facecolor=theme.paper,
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor=theme.paper)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(theme.ink)
+    axes.tick_params(colors=theme.ink, labelsize=9)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    axes.grid(visible=True, axis="y", color=theme.faint, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _label(axes: Axes, title: str, y_label: str) -> None:
+    axes.set_title(
+        _shown(title, 60),
+        loc="left",
+        fontsize=11,
+        fontweight="bold",
+        color=axes.xaxis.label.get_color(),
+    )
+    axes.set_ylabel(_shown(y_label))
+
+
+def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(numbers) <= 12:
+        axes.set_xticks(numbers)
+    margin = max(0.6, (3 - len(numbers)) / 2)
+    axes.set_xlim(min(numbers) - margin, max(numbers) + margin)
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _site_series(
+    values: Iterable[tuple[str, int, float | None]],
+) -> dict[str, list[tuple[int, float]]]:
+    series: dict[str, list[tuple[int, float]]] = {}
+    for site, number, value in values:
+        if value is not None:
+            series.setdefault(site, []).append((number, value))
+    return series
+
+
+def _draw_sites(
+    axes: Axes, series: dict[str, list[tuple[int, float]]], theme: Theme
+) -> list[tuple[Artist, str]]:
+    """Draw one thin line a site; more sites than colours share one colour and one entry."""
+    many = len(series) > len(_SITE_STYLES)
+    entries: list[tuple[Artist, str]] = []
+    for index, (site, points) in enumerate(series.items()):
+        colour, marker = (theme.many, "o") if many else _SITE_STYLES[index]
+        (line,) = axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            linewidth=0.7 if many else 1.3,
+            alpha=0.6 if many else 1.0,
+            marker=marker,
+            markersize=2 if many else 4,
+            markevery=max(1, len(points) // 12),
+        )
+        if not many:
+            entries.append((line, site))
+        elif index == 0:
+            entries.append((line, f"{len(series)} sites"))
+    return entries
+
+
+def _shown(text: str, limit: int = 22) -> str:
+    """Return text that the built-in font has glyphs for, never read as a formula."""
+    known = "".join(c if c < "\u0250" or "\u0370" <= c < "\u0530" else "?" for c in text)
+    short = known if len(known) <= limit else known[: limit - 1] + "\u2026"
+    return short.replace("$", r"\$")
+
+
+def _legend_columns(lengths: Sequence[int]) -> int:
+    """Return how many columns of entries fit; matplotlib fills one column after the other."""
+    for columns in (3, 2):
+        rows = -(-len(lengths) // columns)
+        widths = [max(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
+        if len(lengths) >= columns and sum(widths) <= _LEGEND_CHARACTERS:
+            return columns
+    return 1
+
+
+def _png(figure: Figure, entries: Sequence[tuple[Artist, str]], theme: Theme) -> bytes:
+    if entries:
+        legend = figure.legend(
+            [handle for handle, _ in entries],
+            ["x" for _ in entries],
+            loc="outside lower center",
+            ncols=_legend_columns([len(_shown(label, 24)) for _, label in entries]),
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=theme.ink,
+        )
+        # Set afterwards: a label that begins with "_" would be left out of the legend.
+        for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
+            text.set_text(_shown(label, 24))
+    image = io.BytesIO()
+    figure.savefig(image, format="png", metadata={"Software": None})
+    return image.getvalue()

@@ -1,0 +1,91 @@
+"""The ``fedmed`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from fedmed import __version__
+from fedmed.errors import FedmedError
+
+_INTERRUPTED = 130
+Command = Callable[[Sequence[str], Console], int]
+
+USAGE = """\
+usage: fedmed COMMAND [settings]
+
+commands:
+  simulate   a whole federation on this machine
+  server     the consortium's server (also: python -m server)
+  client     one hospital's client (also: python -m clients)
+  data       make demo archives, check archives
+  pki        certificates and keys
+
+fedmed COMMAND --help tells more. Settings are Hydra overrides: key=value."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 done, 1 other error, 2 wrong settings, 4 data, 5 privacy, 6 protocol, 7 federation, 130
+    interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+    if not given or given[0] in ("-h", "--help"):
+        console.print(USAGE, markup=False, highlight=False)
+        return 0
+    if given[0] == "--version":
+        console.print(f"fedmed {__version__}", highlight=False)
+        return 0
+    errors = Console(stderr=True)
+    try:
+        return _run(given[0], given[1:], console)
+    except FedmedError as error:
+        errors.print(f"fedmed: {error}", markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("fedmed: stopped", markup=False)
+        return _INTERRUPTED
+
+
+def _run(name: str, rest: list[str], console: Console) -> int:
+    # Imported on demand: torch and Flower take seconds, an error in a word should not.
+    if name == "simulate":
+        from fedmed.commands import simulate  # noqa: PLC0415
+
+        return _with_help("simulate", rest, console, simulate.EXAMPLES, simulate.simulate)
+    if name == "server":
+        from fedmed.commands import server  # noqa: PLC0415
+
+        return _with_help("server", rest, console, server.EXAMPLES, server.serve_federation)
+    if name == "client":
+        from fedmed.commands import client  # noqa: PLC0415
+
+        return _with_help("client", rest, console, client.EXAMPLES, client.join_federation)
+    if name == "data":
+        from fedmed.commands.data import data_command  # noqa: PLC0415
+
+        return data_command(rest, console)
+    if name == "pki":
+        from fedmed.commands.pki import pki_command  # noqa: PLC0415
+
+        return pki_command(rest, console)
+    raise FedmedError(f"There is no command {name}. See fedmed --help.")
+
+
+def _with_help(
+    name: str, rest: list[str], console: Console, examples: str, command: Command
+) -> int:
+    if "-h" in rest or "--help" in rest:
+        from fedmed.commands.settings_help import settings_help  # noqa: PLC0415
+
+        console.print(settings_help(name, examples), markup=False, highlight=False, soft_wrap=True)
+        return 0
+    return command(rest, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""``fedmed client`` (``python -m clients``): one hospital's client."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from rich.console import Console
+
+from clients.app import make_client_app
+from clients.connection import serve
+from clients.site import Site
+from fedmed.commands.logs import log_to
+from fedmed.configuration.commands import ClientSettings
+from fedmed.configuration.groups import DataSource
+from fedmed.configuration.loading import load_settings
+from fedmed.data.sources import CohortLoader, site_sources
+from fedmed.errors import ConfigurationError
+from fedmed.federation.flower_link import FleetConnection
+from fedmed.trust.certificates import load_site_key
+
+EXAMPLES = """\
+  python -m clients site=cs data.root=/data transport.address=fl.example.org:8443
+      the client of hospital cs, whose archive is /data/cs
+  python -m clients site=cs data.root=/data/cs site.max_epsilon=8 site.require_privacy=true
+      refuse plans that cost more than epsilon 8, or that have no privacy at all
+  python -m clients site=cs data.root=/data site.device=cuda:1
+      train on the second GPU"""
+
+
+def join_federation(arguments: Sequence[str], console: Console) -> int:
+    """Run one site's client until it is stopped.
+
+    Raises:
+        FedmedError: with what is wrong and the way out.
+    """
+    settings = load_settings(ClientSettings, "client", arguments)
+    name = settings.site.name
+    key = load_site_key(Path(settings.transport.site_key))
+    state = Path(settings.site.state or f"state/{name}")
+    site = Site(settings.site, _loader(settings), state)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: stop.set())
+
+    def connect() -> FleetConnection:
+        return FleetConnection(
+            settings.transport.address, Path(settings.transport.certificate_authority), key
+        )
+
+    def context(run_id: int, node_id: int) -> Context:
+        return Context(
+            run_id=run_id, node_id=node_id, node_config={}, state=RecordDict(), run_config={}
+        )
+
+    def tell(event: str) -> None:
+        console.print(f"{datetime.now():%H:%M:%S} {name}: {event}", soft_wrap=True, markup=False)
+
+    with log_to(state / "fedmed.log"):
+        serve(make_client_app(lambda _context: site), connect, context, stop=stop, on_event=tell)
+    tell("stopped")
+    return 0
+
+
+def _loader(settings: ClientSettings) -> CohortLoader:
+    """Find the site's own archive: ``data.root/NAME``, or ``data.root`` itself."""
+    data, name = settings.data, settings.site.name
+    loaders = site_sources(data)
+    if name.lower() in loaders:
+        return loaders[name.lower()]
+    if data.source != DataSource.npz and len(loaders) == 1:
+        return next(iter(loaders.values()))
+    raise ConfigurationError(
+        f"data.root={data.root}: no folder for site={name}; there are {', '.join(loaders)}."
+    )

@@ -1,0 +1,122 @@
+"""``fedmed server`` (``python -m server``): the consortium's server."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flwr.app import Context, RecordDict
+from rich.console import Console
+
+from fedmed.assurance.report.page import write_report
+from fedmed.commands.console import ConsoleObserver
+from fedmed.commands.logs import log_to
+from fedmed.configuration.commands import ServerSettings
+from fedmed.configuration.loading import load_settings, read_settings, write_settings
+from fedmed.errors import ConfigurationError
+from fedmed.federation.flower_link import SuperLink
+from fedmed.federation.run_folder import RunFolder
+from fedmed.trust.certificates import load_public_keys
+from server.app import ServerRun, make_server_app
+from server.superlink import SuperLinkServer, server_tls_context
+
+EXAMPLES = """\
+  python -m server transport.sites=certificates/sites
+      train with the sites whose public keys lie in that folder
+  python -m server federation.rounds=20 privacy=high transport.address=0.0.0.0:8443
+      more rounds, stronger privacy, reachable from other machines
+  python -m server resume=outputs/2026-11-23/14-05-09
+      go on with a run after the server was stopped"""
+
+
+def serve_federation(arguments: Sequence[str], console: Console) -> int:
+    """Run the server from Hydra overrides until the last round.
+
+    Raises:
+        FedmedError: with what is wrong and the way out.
+    """
+    settings, folder = _settings_and_folder(arguments)
+    transport = settings.transport
+    host, port = split_address(transport.address)
+    context = server_tls_context(Path(transport.certificate), Path(transport.private_key))
+    keys = load_public_keys(Path(transport.sites))
+    if len(keys) < settings.federation.minimum_sites:
+        raise ConfigurationError(
+            f"transport.sites={transport.sites}: {len(keys)} public keys, but "
+            f"federation.minimum_sites={settings.federation.minimum_sites}. Copy each site's "
+            "NAME.pub there."
+        )
+    with (
+        _stop_on_sigterm(),
+        log_to(folder.path / "fedmed.log"),
+        SuperLink() as superlink,
+    ):
+        names = {superlink.register_site(name, key): name for name, key in keys.items()}
+        limit = transport.max_body_megabytes * 2**20
+        with SuperLinkServer(
+            superlink.asgi_app, context, host=host, port=port, body_limit=limit
+        ) as server:
+            console.print(
+                f"Listening on {server.address} for {', '.join(sorted(keys))}", soft_wrap=True
+            )
+            with ConsoleObserver(console) as observer:
+                run = ServerRun(
+                    settings.plan(), folder, observer, lambda: names, expected=len(keys)
+                )
+                _execute(run, superlink)
+                observer.run_finished(run.summary)
+        if settings.tracking.report:
+            write_report(folder.path)
+    console.print(f"Run folder: {folder.path}", soft_wrap=True)
+    return 0
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split ``host:port``.
+
+    Raises:
+        ConfigurationError: if it is not of that form.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(
+            f"transport.address={address}: write host:port, as in 127.0.0.1:8443"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _execute(run: ServerRun, superlink: SuperLink) -> None:
+    run_id = superlink.start_run()
+    context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    try:
+        make_server_app(run)(superlink.grid(), context)
+    finally:
+        superlink.finish_run()
+
+
+def _settings_and_folder(arguments: Sequence[str]) -> tuple[ServerSettings, RunFolder]:
+    settings = load_settings(ServerSettings, "server", arguments)
+    if settings.resume is not None:
+        path = Path(settings.resume)
+        stored = read_settings(ServerSettings, path / "config.yaml")
+        return stored, RunFolder(path, stored.tracking.keep_checkpoints)
+    folder = RunFolder.create(Path(settings.tracking.folder), settings.tracking.keep_checkpoints)
+    write_settings(settings, folder.path / "config.yaml")
+    return settings, folder
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that every ``with`` ends as it should."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,153 @@
+"""The settings of the three processes: simulation, server, client."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+
+from fedmed.configuration.groups import (
+    DataConfig,
+    DataSource,
+    FederationConfig,
+    ModelConfig,
+    PreprocessingConfig,
+    PrivacyConfig,
+    SimulationConfig,
+    SiteConfig,
+    StrategyConfig,
+    TaskConfig,
+    TrackingConfig,
+    TrainingConfig,
+    TransportConfig,
+)
+from fedmed.configuration.plan import Plan
+from fedmed.configuration.validation import validate_plan
+from fedmed.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class _PlanSettings:
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    seed: int = 0
+
+    def plan(self) -> Plan:
+        """Return the part that all sites must agree on, validated."""
+        plan = Plan(**{entry.name: getattr(self, entry.name) for entry in fields(Plan)})
+        validate_plan(plan)
+        return plan
+
+
+@dataclass(frozen=True)
+class SimulateSettings(_PlanSettings):
+    """Settings of ``fedmed simulate``; ``resume`` is a run folder to go on with."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    site: SiteConfig = field(default_factory=SiteConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resume: str | None = None
+
+    def validate(self) -> None:
+        """Check what concerns more than the plan.
+
+        Raises:
+            ConfigurationError: naming the key and the way out.
+        """
+        plan = self.plan()
+        validate_data(self.data)
+        if self.data.source != DataSource.manifest and (
+            plan.federation.minimum_sites > self.data.sites
+        ):
+            raise ConfigurationError(
+                f"federation.minimum_sites={plan.federation.minimum_sites} is more than "
+                f"data.sites={self.data.sites}: no round could ever finish. Lower the one or "
+                "raise the other."
+            )
+        workers = self.simulation.workers
+        if workers is not None and not 1 <= workers <= 1024:
+            raise ConfigurationError(f"simulation.workers={workers}: choose 1 to 1024.")
+        validate_site(self.site)
+        _refuse_seeded_noise_in_production(self.simulation)
+
+
+@dataclass(frozen=True)
+class ServerSettings(_PlanSettings):
+    """Settings of ``python -m server``."""
+
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resume: str | None = None
+
+    def validate(self) -> None:
+        """Check the plan.
+
+        Raises:
+            ConfigurationError: naming the key and the way out.
+        """
+        self.plan()
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Settings of ``python -m clients``: nothing of the plan, which the server proposes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    site: SiteConfig = field(default_factory=SiteConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
+
+    def validate(self) -> None:
+        """Check the site's own settings.
+
+        Raises:
+            ConfigurationError: naming the key and the way out.
+        """
+        if not self.site.name:
+            raise ConfigurationError("Which site is this? Give site=NAME, as in: site=cs")
+        validate_data(self.data)
+        validate_site(self.site)
+
+
+def validate_data(data: DataConfig) -> None:
+    """Check where the images are said to be.
+
+    Raises:
+        ConfigurationError: naming the key and the way out.
+    """
+    if data.source == DataSource.manifest and not data.root:
+        raise ConfigurationError(
+            "data=manifest needs data.root=DIR, the folder that holds one folder a hospital."
+        )
+    if data.source == DataSource.npz and not data.path:
+        raise ConfigurationError("data=npz needs data.path=FILE.npz.")
+    if data.sites < 1:
+        raise ConfigurationError(f"data.sites={data.sites}: choose 1 or more.")
+    if data.alpha <= 0:
+        raise ConfigurationError(f"data.alpha={data.alpha}: choose above 0, such as 0.5.")
+    if data.patients < 6:
+        raise ConfigurationError(f"data.patients={data.patients}: choose 6 or more.")
+
+
+def validate_site(site: SiteConfig) -> None:
+    """Check a site's own settings.
+
+    Raises:
+        ConfigurationError: naming the key and the way out.
+    """
+    if site.threads is not None and site.threads < 1:
+        raise ConfigurationError(f"site.threads={site.threads}: choose 1 or more, or null.")
+    if site.max_epsilon is not None and site.max_epsilon <= 0:
+        raise ConfigurationError("site.max_epsilon: choose above 0, or null for no limit.")
+
+
+def _refuse_seeded_noise_in_production(simulation: SimulationConfig) -> None:
+    if simulation.seeded_noise and os.environ.get("FEDMED_ALLOW_SEEDED_NOISE") != "1":
+        raise ConfigurationError(
+            "simulation.seeded_noise=true voids differential privacy and is for tests: set the "
+            "environment variable FEDMED_ALLOW_SEEDED_NOISE=1 as well to confirm."
+        )

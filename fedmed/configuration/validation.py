@@ -1,0 +1,105 @@
+"""Checks of values and of combinations of settings; types are checked by the schema."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fedmed.configuration.groups import Normalisation
+from fedmed.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedmed.configuration.plan import Plan
+
+
+def _demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigurationError(message)
+
+
+def validate_plan(plan: Plan) -> None:
+    """Check a plan's values; used by the server before it starts and by each site on receipt.
+
+    Raises:
+        ConfigurationError: naming the key and what would be right.
+    """
+    _validate_task(plan)
+    _validate_training(plan)
+    _validate_federation(plan)
+    if plan.privacy.enabled:
+        _validate_privacy(plan)
+
+
+def _validate_task(plan: Plan) -> None:
+    labels = plan.task.labels
+    _demand(len(labels) >= 2, "task.labels: name at least two classes, or see docs/new_task.md.")
+    _demand(len(set(labels)) == len(labels), "task.labels: a class name appears twice.")
+    size, channels = plan.preprocessing.size, plan.preprocessing.channels
+    _demand(8 <= size <= 4096, f"preprocessing.size={size}: choose 8 to 4096 pixels.")
+    _demand(channels in (1, 3), f"preprocessing.channels={channels}: choose 1 (grey) or 3 (RGB).")
+    fractions = plan.preprocessing.fractions
+    _demand(
+        len(fractions) == 3 and min(fractions) >= 0 and math.isclose(sum(fractions), 1.0),
+        "preprocessing.fractions: give three shares (train, validation, test) that add up to 1.",
+    )
+    _demand(fractions[0] > 0, "preprocessing.fractions: the training share must be above 0.")
+    model = plan.model
+    _demand(1 <= model.width <= 1024, f"model.width={model.width}: choose 1 to 1024.")
+    _demand(1 <= model.stages <= 8, f"model.stages={model.stages}: choose 1 to 8.")
+    _demand(1 <= model.blocks <= 16, f"model.blocks={model.blocks}: choose 1 to 16.")
+    _demand(model.groups >= 1, "model.groups: choose 1 or more.")
+
+
+def _validate_training(plan: Plan) -> None:
+    training = plan.training
+    _demand(
+        0 < training.learning_rate <= 100,
+        "training.learning_rate: choose a value above 0, up to 100.",
+    )
+    _demand(training.batch_size >= 1, "training.batch_size: choose 1 or more.")
+    _demand(0 <= training.momentum < 1, "training.momentum: choose 0 up to, but not, 1.")
+    _demand(training.weight_decay >= 0, "training.weight_decay: choose 0 or more.")
+
+
+def _validate_federation(plan: Plan) -> None:
+    federation = plan.federation
+    _demand(1 <= federation.rounds <= 100_000, "federation.rounds: choose 1 to 100000.")
+    _demand(0 < federation.local_epochs <= 1000, "federation.local_epochs: choose above 0.")
+    _demand(
+        0 < federation.fraction_sites <= 1, "federation.fraction_sites: choose above 0, up to 1."
+    )
+    _demand(federation.minimum_sites >= 1, "federation.minimum_sites: choose 1 or more.")
+    _demand(federation.deadline_seconds > 0, "federation.deadline_seconds: choose above 0.")
+    _demand(federation.evaluate_every >= 0, "federation.evaluate_every: choose 0 or more.")
+
+
+def _validate_privacy(plan: Plan) -> None:
+    privacy = plan.privacy
+    given = [value for value in (privacy.target_epsilon, privacy.noise_multiplier) if value]
+    _demand(
+        len(given) == 1,
+        "privacy: set exactly one of privacy.target_epsilon and privacy.noise_multiplier "
+        "(privacy.noise_multiplier=1.1 privacy.target_epsilon=null fixes the noise).",
+    )
+    if privacy.target_epsilon is not None:
+        _demand(0 < privacy.target_epsilon <= 1000, "privacy.target_epsilon: choose above 0.")
+    if privacy.noise_multiplier is not None:
+        _demand(
+            0.3 <= privacy.noise_multiplier <= 50, "privacy.noise_multiplier: choose 0.3 to 50."
+        )
+    _demand(
+        privacy.delta is None or 0 < privacy.delta < 0.1,
+        "privacy.delta: choose null (computed) or a small value such as 1e-5.",
+    )
+    _demand(privacy.clipping_norm > 0, "privacy.clipping_norm: choose above 0.")
+    _demand(0 < privacy.sample_rate <= 1, "privacy.sample_rate: choose above 0, up to 1.")
+    _demand(privacy.max_physical_batch >= 1, "privacy.max_physical_batch: choose 1 or more.")
+    _demand(
+        privacy.learning_rate is None or 0 < privacy.learning_rate <= 100,
+        "privacy.learning_rate: choose null (training.learning_rate) or a value above 0.",
+    )
+    if plan.model.normalisation == Normalisation.batch:
+        raise ConfigurationError(
+            "model.normalisation=batch cannot be trained with differential privacy: batch "
+            "statistics mix patients. Choose model.normalisation=group or privacy=off."
+        )

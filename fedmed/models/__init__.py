@@ -1,0 +1,1 @@
+"""Networks without batch statistics, safe for per-sample gradients."""

@@ -1,0 +1,1 @@
+"""One folder a task, each with the same three files: task, loss, metrics."""

@@ -1,0 +1,1 @@
+"""Certificates and keys: who may take part."""

@@ -1,0 +1,1 @@
+"""The server process of a federation: SuperLink, gateway and ServerApp in one process."""

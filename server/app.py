@@ -1,0 +1,92 @@
+"""The ServerApp: trains, evaluates on the test sets, writes the run folder."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmed.configuration.plan import Plan
+from fedmed.federation.cohort import Roster
+from fedmed.federation.observer import Observer
+from fedmed.federation.rounds import RoundLoop
+from fedmed.federation.run_folder import Checkpoint, RunFolder
+from fedmed.federation.strategies.registry import build_strategy
+from fedmed.federation.summary import model_card, summarise
+from fedmed.models.parameters import ParameterLayout, flatten
+from fedmed.models.registry import build_model
+from fedmed.tasks.registry import build_task
+from fedmed.training.seeds import derive_seed
+
+
+@dataclass
+class ServerRun:
+    """One run of the server.
+
+    Attributes:
+        plan: what is trained.
+        folder: where the run is written; a checkpoint in it is gone on with.
+        observer: told of events.
+        roster: names of nodes by key, in deployment.
+        expected: number of sites that may come, if known.
+        noise: what privacy noise is made from, for the report.
+        summary: content of ``summary.json``, once the run is over.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    observer: Observer
+    roster: Roster | None = None
+    expected: int | None = None
+    noise: str = "secure"
+    summary: dict[str, object] = field(default_factory=dict)
+
+    def execute(self, grid: Grid) -> None:
+        """Run all rounds that are left, then evaluate and write the results.
+
+        Raises:
+            FederationError: if too few sites take part or deliver.
+        """
+        plan = self.plan
+        task = build_task(plan.task)
+        model = build_model(
+            plan.model,
+            channels=plan.preprocessing.channels,
+            outputs=task.outputs,
+            seed=derive_seed(plan.seed, "model"),
+        )
+        layout = ParameterLayout.of(model)
+        start = self.folder.newest_checkpoint(layout)
+        if start is None:
+            start = Checkpoint(run=secrets.token_hex(8), round=0, weights=flatten(model))
+        self.folder.forget_rounds_after(start.round)
+        loop = RoundLoop(
+            grid=grid,
+            plan=plan,
+            task=task,
+            layout=layout,
+            strategy=build_strategy(plan.strategy),
+            folder=self.folder,
+            observer=self.observer,
+            run=start.run,
+            roster=self.roster,
+            expected=self.expected,
+        )
+        final = loop.train(start)
+        evaluation = loop.evaluate(final.weights, "test", final.round)
+        self.folder.write_model(final.weights, layout, model_card(plan, layout))
+        self.summary = summarise(plan, layout, loop.participants, final, evaluation, self.noise)
+        self.folder.write_json("summary.json", self.summary)
+
+
+def make_server_app(run: ServerRun) -> ServerApp:
+    """Return the ServerApp of a run, the same for every engine."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run.execute(grid)
+
+    return app
