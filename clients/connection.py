@@ -118,7 +118,7 @@ class _Site:
         if metadata.src_node_id != connection.node_id:
             raise MessageClosedError("the server has restarted and no longer wants the reply")
         if metadata.created_at + metadata.ttl < time.time():
-            raise MessageClosedError("the reply comes too late")
+            raise MessageClosedError("the reply comes too late, or the clocks differ")
         connection.reply(unsent.reply, unsent.seconds)
 
     def _work(self, message: Message, node_id: int) -> _Unsent:

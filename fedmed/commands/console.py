@@ -6,6 +6,7 @@ never read as rich markup. Output is plain ASCII apart from the bars and the lin
 
 from __future__ import annotations
 
+import statistics
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -140,9 +141,9 @@ class ConsoleObserver:
     def site_progress(self, site: str, fraction: float) -> None:
         """Move a site's bar; ``fraction`` outside [0, 1] or of an unknown site is no error."""
         with self._lock:
-            if site not in self._fractions or fraction != fraction:  # noqa: PLR0124 (NaN)
+            if site not in self._fractions:
                 return
-            self._fractions[site] = min(1.0, max(0.0, fraction))
+            self._fractions[site] = min(1.0, max(0.0, fraction))  # NaN counts as 0
             self._update_bars(site)
 
     def site_replied(self, site: str, status: str, reason: str | None) -> None:
@@ -222,7 +223,6 @@ def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8")
     run = parse_summary(summary)
     main = run.main_metric or "metric"
     names = [main, *(name for name in run.metrics if name != main)][:_MAX_METRICS]
-    metrics = main_metric_first(run.metrics, main)
     table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     # Only the first column gives way when the terminal is narrow: a cut figure misleads.
     table.add_column("site", overflow="ellipsis", max_width=_NAME_WIDTH)
@@ -252,8 +252,7 @@ def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8")
         _epsilon(run, run.largest_epsilon),
     )
     if run.metrics:
-        figures = ", ".join(_figure(run, name) for name in metrics)
-        table.caption = Text(_encodable(f"Global model: {figures}", encoding))
+        table.caption = Text(_encodable(_caption(run, main), encoding))
     return table
 
 
@@ -275,6 +274,16 @@ def _epsilon(run: RunSummary, epsilon: float | None) -> str:
     return epsilon_text(epsilon) + (" void" if run.privacy.noise == NOISE_VOID else "")
 
 
+def _caption(run: RunSummary, main: str) -> str:
+    figures = [_figure(run, name) for name in main_metric_first(run.metrics, main)]
+    caption = f"Global model: {', '.join(figures)}"
+    alone = [metrics[main] for metrics in run.local_everywhere.values() if main in metrics]
+    if alone:
+        mean = f"{metric_title(main)} {statistics.fmean(alone):.3f}"
+        caption += f"\nTrained alone, mean on the same images: {mean}"
+    return caption
+
+
 def _figure(run: RunSummary, name: str) -> str:
     error = run.metric_error.get(name)
     exactness = f" (exact to +-{error:.2g})" if error else ""
@@ -291,12 +300,12 @@ def _privacy_lines(run: RunSummary) -> list[str]:
 
 def _round_line(record: RoundRecord, rounds: int) -> str:
     width = len(str(rounds))
-    parts = [f"Round {record.number:>{width}}/{rounds}"]
+    parts = [f"Round {record.number:>{width}}/{rounds}" if rounds else f"Round {record.number}"]
     parts += [
         f"{metric_title(name)} {record.metrics[name]:.3f}"
         for name in main_metric_first(record.metrics)[:_MAX_METRICS]
     ]
-    if record.loss is not None:
+    if record.loss is not None and not record.metrics:
         parts.append(f"loss {record.loss:.3f}")
     parts.append(f"{len(record.replied)}/{len(record.asked)} sites")
     if record.seconds:

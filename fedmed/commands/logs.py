@@ -16,7 +16,7 @@ def log_to(path: Path) -> Iterator[None]:
     """Write our log and Flower's warnings to a file while a command runs."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in (*_OURS, "flwr")]
+    loggers = [logging.getLogger(name) for name in (*_OURS, "flwr", "httpx", "uvicorn")]
     before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     for logger in loggers:
         logger.handlers = [handler]

@@ -41,6 +41,6 @@ def pki_command(arguments: Sequence[str], console: Console) -> int:
     for site in parsed.sites:
         create_site_key(parsed.folder / "sites", site)
     console.print(
-        f"Wrote {parsed.folder}: ca.crt, server.pem and keys of {len(parsed.sites)} sites"
+        f"Wrote {parsed.folder}: ca.crt, server.crt and keys of {len(parsed.sites)} sites"
     )
     return 0

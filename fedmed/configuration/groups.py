@@ -153,7 +153,7 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     momentum: float = 0.9
     schedule: Schedule = Schedule.cosine
-    batch_size: int = 32
+    batch_size: int = 16
     augment: bool = True
     balance: bool = False
     amp: bool = True
@@ -239,7 +239,7 @@ class TransportConfig:
 
     address: str = "127.0.0.1:8443"
     certificate_authority: str = "certificates/ca.crt"
-    certificate: str = "certificates/server.pem"
+    certificate: str = "certificates/server.crt"
     private_key: str = "certificates/server.key"
     sites: str = "certificates/sites"
     site_key: str = "certificates/sites/${site.name}.key"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,7 +87,7 @@ def read_image(
         if head.startswith(NUMPY_MAGIC):
             array = read_numpy_image(file, channels=channels, frame=frame, limits=limits)
             return to_channels(_scale_array(array), channels)
-        if head.startswith(_PILLOW_MAGIC) and head[128:132] != b"DICM":
+        if _is_picture(head):
             return to_channels(_read_picture(file, frame, channels, limits), channels)
         if not looks_like_dicom(head):
             raise ImageError(
@@ -119,8 +121,8 @@ def read_mask(
         file.seek(0)
         if head.startswith(NUMPY_MAGIC):
             values = read_numpy_image(file, channels=1, frame=0, limits=limits)
-        elif head.startswith(_PILLOW_MAGIC) and not head.startswith(b"\xff\xd8"):
-            with Image.open(file, formats=_PILLOW_FORMATS) as picture:
+        elif _is_picture(head) and not head.startswith(b"\xff\xd8"):
+            with _opened(file) as picture:
                 limits.check(picture.height, picture.width, channels=len(picture.getbands()))
                 values = np.asarray(picture)
         else:
@@ -128,26 +130,38 @@ def read_mask(
         return _class_indices(values)
 
 
+def _is_picture(head: bytes) -> bool:
+    """Tell PNG, JPEG and TIFF; a TIFF header may also be the preamble of a DICOM file."""
+    return head.startswith(_PILLOW_MAGIC) and head[128:132] != b"DICM"
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """Open with Pillow, which parses the header only until the pixels are asked for."""
+    try:
+        with Image.open(file, formats=_PILLOW_FORMATS) as picture:
+            yield picture
+    except Image.DecompressionBombError:
+        raise ImageError(QuarantineReason.TOO_LARGE, "has more pixels than Pillow reads") from None
+
+
 def _read_picture(
     file: BinaryIO, frame: int | None, channels: int, limits: DecodeLimits
 ) -> NDArray[np.float32]:
     """Decode with Pillow to [H, W] or [H, W, 3] in [0, 1]."""
-    try:
-        with Image.open(file, formats=_PILLOW_FORMATS) as picture:
-            # Only TIFF pages are frames; a JPEG's second picture is a preview.
-            pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-            index = choose_frame(frame, pages)
-            if index:
-                picture.seek(index)
-            limits.check(
-                picture.height,
-                picture.width,
-                channels=max(channels, len(picture.getbands())),
-                frames=pages,
-            )
-            return _picture_values(picture)
-    except Image.DecompressionBombError:
-        raise ImageError(QuarantineReason.TOO_LARGE, "has more pixels than Pillow reads") from None
+    with _opened(file) as picture:
+        # Only TIFF pages are frames; a JPEG's second picture is a preview.
+        pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+        index = choose_frame(frame, pages)
+        if index:
+            picture.seek(index)
+        limits.check(
+            picture.height,
+            picture.width,
+            channels=max(channels, len(picture.getbands())),
+            frames=pages,
+        )
+        return _picture_values(picture)
 
 
 def _picture_values(picture: Image.Image) -> NDArray[np.float32]:

@@ -103,11 +103,11 @@ class LabelMap:
             DataError: a name is not mapped, or there are several where the schema allows one.
         """
         indices: set[int] = set()
-        unmapped: list[str] = []
+        unmapped: set[str] = set()
         for label in labels:
             index = self.class_of(label, schema)
             if index is None:
-                unmapped.append(label)
+                unmapped.add(label)
             else:
                 indices.add(index)
         if unmapped:
@@ -155,8 +155,8 @@ def check_labels(
             wrong_rows.append(record.row)
     if unmapped:
         # A column in the wrong place would show patients here.
-        hidden = len(unmapped & patients)
-        raise DataError(_unmapped_message(sorted(unmapped - patients), schema, hidden))
+        slipped = bool(unmapped & patients)
+        raise DataError(_unmapped_message(unmapped, schema, slipped=slipped))
     if wrong_rows:
         more = ", ..." if len(wrong_rows) > _MOST_ROWS_SHOWN else ""
         raise DataError(
@@ -165,20 +165,20 @@ def check_labels(
         )
 
 
-def _unmapped_message(names: list[str], schema: LabelSchema, hidden: int = 0) -> str:
+def _unmapped_message(names: set[str], schema: LabelSchema, *, slipped: bool = False) -> str:
     """Say which names are not mapped and which lines map them."""
     classes = ", ".join(schema.names)
-    if hidden or len(names) > _MOST_NAMES_SHOWN:
+    if slipped or len(names) > _MOST_NAMES_SHOWN:
         return (
-            f"the manifest has {len(names) + hidden} class names that the consortium does not "
+            f"the manifest has {len(names)} class names that the consortium does not "
             f"know; is its label column the right one? Classes of the consortium: {classes}"
         )
     lines = [
-        f"  {_quoted(name)}: {_quoted(_nearest(name, schema.names))}" for name in sorted(set(names))
+        f"  {_quoted(name)}: {_quoted(_nearest(name, schema.names))}" for name in sorted(names)
     ]
     return (
         f"the manifest has class names that the consortium does not know: "
-        f"{', '.join(_quoted(name) for name in sorted(set(names)))}. "
+        f"{', '.join(_quoted(name) for name in sorted(names))}. "
         f"Classes of the consortium: {classes}. Check and add to {FILE_NAME} beside the manifest:\n"
         f"version: {_VERSION}\nmap:\n" + "\n".join(lines)
     )

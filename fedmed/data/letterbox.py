@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+from PIL import Image
 
 from fedmed.data.manifest_rows import Box
 
@@ -67,7 +66,8 @@ class Letterbox:
 def resize_keeping_aspect(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Fit an image into a square: bilinear with antialiasing, padded centrally with 0.
 
-    Torch's kernel was measured against Pillow's: equal to 1e-5, about a quarter less time.
+    Pillow's kernel, though torch's takes about a quarter less time: ``interpolate`` of torch 2.13
+    with ``antialias=True`` repeats the first row where the content becomes one pixel wide.
 
     Args:
         image: [C, H, W] in [0, 1].
@@ -79,19 +79,15 @@ def resize_keeping_aspect(image: NDArray[np.float32], size: int) -> NDArray[np.f
     channels, height, width = image.shape
     box = Letterbox.fit(height, width, size)
     content_height, content_width = _content(height, width, size)
-    content = torch.from_numpy(np.ascontiguousarray(image))
-    if (content_height, content_width) != (height, width):
-        content = functional.interpolate(
-            content[None],
-            size=(content_height, content_width),
-            mode="bilinear",
-            antialias=True,
-            align_corners=False,
-        )[0].clamp_(0.0, 1.0)
     square = np.zeros((channels, size, size), dtype=np.float32)
     rows = slice(box.offset_y, box.offset_y + content_height)
     columns = slice(box.offset_x, box.offset_x + content_width)
-    square[:, rows, columns] = content.numpy()
+    for channel, target in zip(image, square, strict=True):
+        picture = Image.fromarray(np.asarray(channel, dtype=np.float32))
+        if (content_height, content_width) != (height, width):
+            picture = picture.resize((content_width, content_height), Image.Resampling.BILINEAR)
+        # The kernel's weights sum to 1 up to rounding.
+        np.clip(np.asarray(picture), 0.0, 1.0, out=target[rows, columns])
     return square
 
 
@@ -125,5 +121,5 @@ def _content(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _nearest(wanted: int, present: int) -> NDArray[np.intp]:
     """For each of ``wanted`` pixels the one of ``present`` that holds its centre."""
-    centres = (np.arange(wanted) + 0.5) * (present / wanted)
-    return np.minimum(centres.astype(np.intp), present - 1)
+    # In whole numbers: floor((i + 1/2) * present / wanted) without rounding.
+    return (2 * np.arange(wanted, dtype=np.intp) + 1) * present // (2 * wanted)

@@ -171,7 +171,8 @@ class RowReader:
         )
         # Spreadsheets come from Windows: its separator counts as one, and its drives as absolute.
         relative = os.path.normpath(text.replace("\\", "/"))
-        if "\x00" in text or relative.startswith(("/", "..")) or relative[1:2] == ":":
+        leaves = relative == ".." or relative.startswith(("/", "../"))
+        if leaves or relative[1:2] == ":" or "\x00" in text:
             raise outside
         path = self._folder / relative
         parent, name = os.path.split(relative)

@@ -78,7 +78,7 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         shape, fortran_order, dtype = npy_format.read_array_header_2_0(file)
     else:  # 3.0 exists for field names of structured arrays only
         raise ImageError(QuarantineReason.UNREADABLE, "has a structured or unknown .npy layout")
-    if dtype.hasobject or dtype.kind not in "buif":
+    if dtype.kind not in "buif":
         raise ImageError(
             QuarantineReason.UNREADABLE, "does not hold numbers; objects are never unpickled"
         )

@@ -24,7 +24,7 @@ Image = NDArray[np.float32]
 _BROAD, _FOLDS, _MOTTLE = 5, 17, 40
 _LESION_GRID = 9
 # Expected number of each harmless finding in a patient, in the order of drawing.
-_HARMLESS = (("patch", 1.6), ("node", 3.0), ("vessel", 5.0))
+_HARMLESS = (("patch", 0.8), ("node", 3.0), ("vessel", 5.0))
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something bright in the brain: ``lesion``, ``node`` (harmless, filled), or ``vessel``."""
+    """Something bright in the brain: a lesion, or a harmless patch, node or vessel."""
 
     kind: str
     x: float
@@ -158,8 +158,9 @@ def draw_slice(
     across, down = _head_coordinates(anatomy, size)
     across = across + np.float32(0.02) * shift_x
     down = down + np.float32(0.02) * shift_y
-    image = _draw_head(anatomy, anatomy.levels[index], contrast, across, down, folds)
+    image, inside = _draw_head(anatomy, anatomy.levels[index], contrast, across, down, folds)
     image *= 1 + np.float32(0.05) * mottle + np.float32(0.07) * shift_x
+    without = image.copy()
     lesions = np.zeros((size, size), np.uint8)
     number = 0
     for finding in anatomy.findings:
@@ -167,7 +168,8 @@ def draw_slice(
             number += 1
         if finding.extent[index] > 0:
             _draw_finding(rng, image, lesions, finding, index, anatomy, contrast, number)
-    return image, lesions
+    lesions[inside < 0.5] = 0  # no finding grows through the skull
+    return without + inside * (image - without), lesions
 
 
 # --- placing ---------------------------------------------------------------------------------
@@ -255,7 +257,8 @@ def _head_coordinates(anatomy: Anatomy, size: int) -> tuple[Image, Image]:
 
 def _draw_head(
     anatomy: Anatomy, level: float, contrast: Contrast, across: Image, down: Image, folds: Image
-) -> Image:
+) -> tuple[Image, Image]:
+    """Draw all but the findings; return it and the share of each pixel that is brain."""
     girth = np.sqrt(1 - 0.35 * level**2)
     width, height = anatomy.half_width * girth, anatomy.half_height * girth
     radius = np.sqrt((across / np.float32(width)) ** 2 + (down / np.float32(height)) ** 2)
@@ -265,6 +268,7 @@ def _draw_head(
     _fill(image, 1 - radius, contrast.skin)
     _fill(image, skull - radius, contrast.bone)
     _fill(image, brain - radius, contrast.fluid)
+    inside = np.clip((brain - radius) * np.float32(50) + np.float32(0.5), 0, np.float32(1))
     _fill(image, brain - 0.03 - radius - np.float32(0.018) * folds, contrast.grey)
     _fill(image, brain - 0.14 - radius + np.float32(0.06) * folds, contrast.white)
     fissure = np.minimum(np.float32(0.012) + 0.004 * folds - np.abs(across), brain - radius)
@@ -277,7 +281,7 @@ def _draw_head(
         bent = side * across - 0.09 - 0.35 * down**2
         ventricle = (bent / np.float32(wide)) ** 2 + (down / np.float32(0.33 * size)) ** 2
         _fill(image, (1 - ventricle) * np.float32(wide / 2), contrast.fluid)
-    return image
+    return image, inside
 
 
 def _draw_finding(
@@ -296,7 +300,7 @@ def _draw_finding(
     x = anatomy.x + cosine * finding.x - sine * finding.y
     y = anatomy.y + sine * finding.x + cosine * finding.y
     radius = finding.radius * finding.extent[index]
-    reach = radius * (1.5 if finding.kind in ("node","vessel") else 2.2) + 0.03
+    reach = radius * (1.5 if finding.kind in ("node", "vessel") else 2.2) + 0.03
     left, right = (int(np.clip((x + s * reach + 1) * size / 2, 0, size)) for s in (-1, 1))
     top, bottom = (int(np.clip((y + s * reach + 1) * size / 2, 0, size)) for s in (-1, 1))
     columns = ((np.arange(left, right) + 0.5) * 2 / size - 1 - x).astype(np.float32)[None, :]
@@ -309,7 +313,7 @@ def _draw_finding(
     distance = _bent_distance(columns, rows, finding.shape, 0.10 if number else 0.06)
     distance /= np.float32(radius)
     if finding.kind == "patch":
-        patch += np.exp(-2 * np.square(distance)) * np.float32(0.8) * (bright - patch)
+        patch += np.exp(-2 * np.square(distance)) * np.float32(0.7) * (bright - patch)
         return
     if finding.kind == "node":
         _fill(patch, (1 - distance) * np.float32(radius), bright)
@@ -334,11 +338,12 @@ def _draw_lesion(
     patch: Image, distance: Image, mottle: Image, bright: float, contrast: Contrast
 ) -> None:
     halo = np.exp(-np.square(np.maximum(distance - 1, 0) / np.float32(0.45)))
-    patch += 0.30 * halo * (np.float32(bright) - patch)
+    patch += 0.35 * halo * (np.float32(bright) - patch)
     core = np.clip((0.75 - distance) * 6, 0, 1)
-    dim = np.float32(0.5 * bright + 0.5 * contrast.white) + np.float32(
-        0.3 * (bright - contrast.white)
-    ) * mottle
+    dim = (
+        np.float32(0.55 * bright + 0.45 * contrast.white)
+        + np.float32(0.3 * (bright - contrast.white)) * mottle
+    )
     patch += core * (dim - patch)
     rim = np.exp(-np.square((distance - np.float32(0.84)) / np.float32(0.15)))
     rim *= np.clip(1 + np.float32(0.35) * mottle, 0.4, 1.2)

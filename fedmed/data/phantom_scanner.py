@@ -75,7 +75,7 @@ def scanner_of(site: int, seed: int) -> Scanner:
     scanner = _SCANNERS[site % len(_SCANNERS)]
     if site < len(_SCANNERS):
         return scanner
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(site,)))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, site)))
     gamma, blur, shading, noise = (float(value) for value in rng.uniform(0.8, 1.25, 4))
     return replace(
         scanner,

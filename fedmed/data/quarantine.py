@@ -18,6 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
+import pydicom.config  # noqa: F401  it sets the level of its logger when it is imported
+
 from fedmed.errors import ImageError
 
 
@@ -206,16 +208,14 @@ class _SilencedWarnings:
                 self._catcher.__exit__(None, None, None)
 
 
-def _keep_from_logging(*packages: str) -> None:
-    """Cut the decoders' loggers off the process's log, for good: they quote headers."""
+def _stop_logging(*packages: str) -> None:
+    """Switch the decoders' loggers off for good: they quote headers at every level."""
     for package in packages:
-        logger = logging.getLogger(package)
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False
+        logging.getLogger(package).setLevel(logging.CRITICAL + 1)
 
 
 _silenced_warnings = _SilencedWarnings()
-_keep_from_logging("pydicom", "PIL", "pylibjpeg", "libjpeg", "openjpeg")
+_stop_logging("pydicom", "PIL", "pylibjpeg", "libjpeg", "openjpeg")
 
 
 @contextmanager

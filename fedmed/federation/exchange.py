@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -41,6 +42,14 @@ class Outcome:
     reply: Reply | None = None
     content: RecordDict | None = None
     reason: str | None = None
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A grid that can drop messages whose answers nobody waits for any more."""
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Drop the messages, and their answers when they come."""
 
 
 @dataclass
@@ -108,6 +117,8 @@ def ask(
         elif waiting:
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE)
+    if waiting and isinstance(grid, Forgetful):
+        grid.forget(list(waiting))
     for node in requests:
         if node not in outcomes:
             settle(node, Outcome(Status.LATE, reason=f"no answer within {deadline:g} s"))

@@ -75,6 +75,14 @@ class InProcessGrid(Grid):
                     ready.append(self._pending.pop(identifier).result())
         return ready
 
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Drop messages whose answers nobody waits for; one not begun is not run."""
+        with self._lock:
+            for identifier in message_ids:
+                future = self._pending.pop(identifier, None)
+                if future is not None:
+                    future.cancel()
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:

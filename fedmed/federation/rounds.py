@@ -30,6 +30,7 @@ from fedmed.federation.run_folder import Checkpoint, RunFolder
 from fedmed.federation.strategies.base import Strategy, WeightedUpdate
 from fedmed.models.parameters import FloatVector, ParameterLayout
 from fedmed.tasks.base import Aggregate, Task, merge
+from fedmed.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +193,7 @@ class RoundLoop:
             "round": number,
             "metrics": dict(evaluation.metrics),
             "loss": _mean_loss(sites),
+            "learning_rate": self._learning_rate(number),
             "participants": sorted(update.site for update in updates),
             "sites": sites,
             "seconds": {
@@ -208,6 +210,12 @@ class RoundLoop:
         self.folder.append_round(record)
         self.observer.round_finished(record)
         return after
+
+    def _learning_rate(self, number: int) -> float:
+        """Return the rate that the sites begin a round with."""
+        training, privacy = self.plan.training, self.plan.privacy
+        base = (privacy.learning_rate if privacy.enabled else None) or training.learning_rate
+        return learning_rate(base, training.schedule, (number - 1) / self.plan.federation.rounds)
 
     def _read_updates(
         self, outcomes: Mapping[int, Outcome]

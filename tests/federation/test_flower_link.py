@@ -56,7 +56,7 @@ from fedmed.trust.certificates import (
     load_public_keys,
     load_site_key,
 )
-from server.gateway import Application, Receive, Scope, Send
+from server.gateway import Application, Event, Receive, Scope, Send
 from server.superlink import SuperLinkServer, server_tls_context
 
 SITES = ("north", "south")
@@ -94,12 +94,17 @@ def wait_for(condition: Callable[[], object], seconds: float = DEADLINE) -> None
         time.sleep(0.005)
 
 
+async def _nowhere(event: Event) -> None:
+    """Lose an answer."""
+
+
 class Federation:
     """A SuperLink behind a running server, and what its sites need."""
 
     def __init__(self, keys: Path, database: Path | None = None, port: int = 0) -> None:
         self.keys = keys
         self.paths: list[str] = []
+        self.lost_answers: dict[str, int] = {}
         self.link = SuperLink(database)
         for name, key in load_public_keys(keys).items():
             self.link.register_site(name, key)
@@ -111,7 +116,14 @@ class Federation:
     def _recorded(self, application: Application) -> Application:
         async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
             self.paths.append(str(scope["path"]))
-            await application(scope, receive, send)
+            lost = self.lost_answers.get(str(scope["path"]), 0)
+            if lost:
+                self.lost_answers[str(scope["path"])] = lost - 1
+                await application(scope, receive, _nowhere)
+                await send({"type": "http.response.start", "status": 502, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await application(scope, receive, send)
 
         return recorded
 
@@ -305,7 +317,11 @@ def test_send_and_receive_returns_what_came_in_time(federation: Federation) -> N
             assert list(grid.send_and_receive([request(idle.node_id)], timeout=0.01)) == []
 
 
-def test_what_goes_wrong_is_a_typed_reply(federation: Federation) -> None:
+def test_what_goes_wrong_is_a_typed_reply(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("fedmed.federation.flower_link.superlink")
+    monkeypatch.setattr(module, "_LEAVING_SECONDS", 0.05)
     grid = federation.start()
     with federation.connect("north") as silent:
         expired, unknown = grid.push_messages([request(silent.node_id, ttl=0.05), request(12345)])
@@ -324,8 +340,22 @@ def test_what_goes_wrong_is_a_typed_reply(federation: Federation) -> None:
         assert list(grid.pull_messages([expired, unknown])) == []
         abandoned = grid.push_messages([request(silent.node_id)])
         assert list(grid.pull_messages(abandoned)) == []
-    (reply,) = grid.pull_messages(abandoned)
-    assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+    replies: list[Message] = []
+    wait_for(lambda: replies.extend(grid.pull_messages(abandoned)) or replies)
+    assert [reply.error.code for reply in replies] == [ErrorCode.NODE_UNAVAILABLE]
+
+
+def test_last_reply_of_a_site_that_leaves_is_collected(federation: Federation) -> None:
+    grid = federation.start()
+    with federation.connect("north") as north:
+        identifiers = grid.push_messages([request(north.node_id)])
+        message = north.receive()
+        assert message is not None
+        north.reply(Message(everything(), reply_to=message))
+    assert federation.link.connected_sites() == {}
+    assert list(grid.get_node_ids()) == []
+    (reply,) = grid.pull_messages(identifiers)
+    assert reply.has_content()
 
 
 def test_exception_in_the_app_tells_its_type_and_nothing_else(federation: Federation) -> None:
@@ -358,6 +388,13 @@ def test_forgotten_messages_leave_nothing_behind(federation: Federation) -> None
         grid.forget(identifiers)
         assert store.store == {}
         assert list(grid.pull_messages(identifiers)) == []
+        late = grid.push_messages([request(north.node_id)])
+        message = north.receive()
+        assert message is not None
+        grid.forget(late)
+        with pytest.raises(MessageClosedError, match="too late"):
+            north.reply(Message(everything(), reply_to=message))
+        assert store.store == {}
 
 
 def test_expired_messages_are_forgotten_at_the_next_push(federation: Federation) -> None:
@@ -749,6 +786,23 @@ def test_reply_that_met_a_broken_connection_is_sent_again(federation: Federation
         site.stop()
 
 
+def test_lost_answers_cost_no_round(federation: Federation) -> None:
+    """A proxy between the two drops answers to requests that the server has carried out."""
+    with sites(federation, echo_app(), "north") as running:
+        (node,) = federation.link.connected_sites().values()
+        grid = federation.start()
+        federation.lost_answers = {
+            "/v1/fleet/pull-object": 3,
+            "/v1/fleet/push-object": 2,
+            "/v1/fleet/confirm-message-received": 1,
+            "/v1/fleet/push-messages": 1,
+        }
+        (reply,) = answer(grid, [request(node, everything())]).values()
+        assert reply.content["seen"]["count"] == 1
+        assert set(federation.lost_answers.values()) == {0}
+        assert running["north"].error is None
+
+
 def test_loop_ends_within_a_second(federation: Federation, keys: Path) -> None:
     with sites(federation, echo_app(), "north") as running:
         assert running["north"].stop() < 1.0
@@ -835,6 +889,9 @@ PRIVATE_NAMES = {
     "flwr.common.constant": [
         "ErrorCode",
         "HEARTBEAT_DEFAULT_INTERVAL",
+        "HEARTBEAT_MAX_INTERVAL",
+        "HEARTBEAT_MIN_INTERVAL",
+        "HEARTBEAT_PATIENCE",
         "NOOP_ACCOUNT_NAME",
         "NOOP_FLWR_AID",
         "SUPERLINK_NODE_ID",
@@ -860,7 +917,11 @@ PRIVATE_NAMES = {
     "flwr.supercore.inflatable.inflatable_utils": ["inflate_object_from_contents"],
     "flwr.supercore.object_store": ["NoObjectInStoreError", "ObjectStoreFactory"],
     "flwr.supercore.primitives.asymmetric": ["public_key_to_bytes"],
-    "flwr.supercore.protobuf.translation": ["ProtobufTranslationMiddleware"],
+    "flwr.supercore.protobuf.routing": ["ProtobufRoute"],
+    "flwr.supercore.protobuf.translation": [
+        "PROTOBUF_REQUEST_DEPENDENCY",
+        "ProtobufTranslationMiddleware",
+    ],
     "flwr.supercore.run": ["Run"],
     "flwr.supercore.task_identity": ["TaskIdentity"],
     "flwr.superlink.federation": ["NoOpFederationManager"],
@@ -871,6 +932,7 @@ PRIVATE_NAMES = {
 }
 
 STATE_METHODS = {
+    "acknowledge_node_heartbeat": ["node_id", "heartbeat_interval"],
     "acknowledge_task_heartbeat": ["task_id"],
     "activate_task": ["task_id"],
     "claim_task": ["task_id"],

@@ -33,7 +33,7 @@ _SITE_STYLES = (
 _PHASE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 _ALONE_COLOUR = "#E69F00"
 _WIDTH, _HEIGHT = 5.4, 3.6  # inches; small, so that the text stays legible on a phone
-_DOTS_PER_INCH = 200
+_DOTS_PER_INCH = 160
 _LEAST_SPAN = 0.1  # of the metric axis
 _LEGEND_CHARACTERS = 58  # that fit beside each other
 

@@ -21,8 +21,8 @@ from fedmed.federation.flower_link.identity import (
 )
 
 if TYPE_CHECKING:
-    from fedmed.federation.flower_link.fleet import (
-        FleetConnection,
+    from fedmed.federation.flower_link.fleet import FleetConnection
+    from fedmed.federation.flower_link.fleet_transport import (
         MessageClosedError,
         ServerCertificateError,
         ServerUnreachableError,
@@ -50,10 +50,10 @@ __all__ = [
 
 _LATER = {
     "FleetConnection": "fleet",
-    "MessageClosedError": "fleet",
-    "ServerCertificateError": "fleet",
-    "ServerUnreachableError": "fleet",
-    "SiteRefusedError": "fleet",
+    "MessageClosedError": "fleet_transport",
+    "ServerCertificateError": "fleet_transport",
+    "ServerUnreachableError": "fleet_transport",
+    "SiteRefusedError": "fleet_transport",
     "SuperLink": "superlink",
     "SuperLinkGrid": "grid",
     "Traffic": "superlink",

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -38,7 +37,6 @@ from flwr.proto.message_pb2 import (
     PushObjectRequest,
 )
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,
@@ -48,37 +46,26 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedmed.errors import ConfigurationError, FederationError, ProtocolError
+from fedmed.errors import FederationError, ProtocolError
+from fedmed.federation.flower_link.fleet_transport import (
+    FleetClient,
+    MessageClosedError,
+    ServerUnreachableError,
+    checked_address,
+    pinned_context,
+    refusal,
+    translated,
+)
 from fedmed.federation.flower_link.identity import SERVER_NODE_ID, assign_message_id
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
-_CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 0.5
-# Shorter than the server's (server/superlink.py), so that no request meets a closing connection.
-_IDLE_SECONDS = 30.0
 # Objects (arrays, pieces of 5 MiB of large ones) under way at once: hides the network's latency.
 _PARALLEL_OBJECTS = 4
-
-
-class ServerUnreachableError(FederationError):
-    """The server cannot be reached or has restarted; a new connection may cure it."""
-
-
-class ServerCertificateError(FederationError):
-    """The server is not the one that the pinned authority vouches for; nothing was sent to it."""
-
-
-class SiteRefusedError(FederationError):
-    """The server answers, but does not let this site in."""
-
-
-class MessageClosedError(FederationError):
-    """The server no longer wants this message or its reply: too late, or the run is over."""
+_RETRY_PAUSES = (0.2, 0.5, 1.0)
 
 
 class FleetConnection:
@@ -112,15 +99,15 @@ class FleetConnection:
         proxy: str | None = None,
         prepare_context: Callable[[ssl.SSLContext], None] | None = None,
     ) -> None:
-        self._address = _checked_address(address)
+        self._address = checked_address(address)
         self._public_key = public_key_to_bytes(private_key.public_key())
         self._heartbeat_interval = heartbeat_interval
         self._shortest_pause, self._longest_pause = poll_interval
         self._pause = self._shortest_pause
-        context = _pinned_context(root_certificates)
+        context = pinned_context(root_certificates)
         if prepare_context is not None:
             prepare_context(context)
-        self._client = _Client(self._address, private_key, context, timeout, proxy)
+        self._client = FleetClient(self._address, private_key, context, timeout, proxy)
         self._node: Node | None = None
         self._closed = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="fedmed-heartbeat", daemon=True)
@@ -145,10 +132,10 @@ class FleetConnection:
             response = self._client.ActivateNode(request)
         except httpx.HTTPStatusError as error:
             self._client.close()
-            raise self._refusal(error.response.status_code) from error
+            raise refusal(self._address, error.response.status_code) from error
         except (httpx.HTTPError, ValueError) as error:
             self._client.close()
-            raise self._translated(error) from error
+            raise translated(self._address, error) from error
         self._node = Node(node_id=response.node_id)
         self._heart.start()
         return self
@@ -167,7 +154,7 @@ class FleetConnection:
             with contextlib.suppress(httpx.HTTPError, ValueError):
                 self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
         self._client.close()
-        self._heart.join()
+        self._heart.join(_CLOSE_SECONDS)  # a beat may hang on a server that hangs
 
     def receive(self, wait: Callable[[float], object] = time.sleep) -> Message | None:
         """Ask the server once for a message.
@@ -197,7 +184,7 @@ class FleetConnection:
         confirmation = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=tree.object_id
         )
-        self._call(self._client.ConfirmMessageReceived, confirmation)
+        self._patiently(self._client.ConfirmMessageReceived, confirmation)
         return self._inflate(tree.object_id, contents, run_id)
 
     def reply(self, message: Message, seconds: float = 0.0) -> None:
@@ -214,7 +201,7 @@ class FleetConnection:
         """
         run_id = message.metadata.run_id
         with no_object_id_recompute():
-            assign_message_id(message)
+            identifier = assign_message_id(message)
             objects = get_all_nested_objects(message)
             request = PushMessagesRequest(
                 node=self._node,
@@ -224,6 +211,8 @@ class FleetConnection:
             )
             response = self._call(self._client.PushMessages, request)
             wanted = set(response.objects_to_push)
+            if identifier not in wanted:
+                raise MessageClosedError("the server has this reply already, or it comes too late")
             # Flattened here, since the identifiers that are known by now are known to this
             # thread only.
             contents = ((name, objects[name].deflate()) for name in objects if name in wanted)
@@ -232,7 +221,7 @@ class FleetConnection:
     def _pull_objects(self, run_id: int, tree: ObjectTree) -> dict[str, bytes]:
         def pull(object_id: str) -> bytes:
             request = PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
-            response = self._call(self._client.PullObject, request)
+            response, _ = self._patiently(self._client.PullObject, request)
             if not response.object_found or not response.object_available:
                 raise MessageClosedError("the server took a message back while it was read")
             content: bytes = response.object_content
@@ -255,7 +244,9 @@ class FleetConnection:
                 object_id=item[0],
                 object_content=item[1],
             )
-            if not self._call(self._client.PushObject, request).stored:
+            response, repeated = self._patiently(self._client.PushObject, request)
+            # The server does not store twice what arrived although its answer got lost.
+            if not response.stored and not repeated:
                 raise MessageClosedError("the server does not want this reply any more")
 
         with ThreadPoolExecutor(_PARALLEL_OBJECTS, "fedmed-push") as pool:
@@ -285,7 +276,22 @@ class FleetConnection:
         try:
             return method(request)
         except (httpx.HTTPError, ValueError) as error:
-            raise self._translated(error) from error
+            raise translated(self._address, error) from error
+
+    def _patiently(
+        self, method: Callable[[_Request], _Response], request: _Request
+    ) -> tuple[_Response, bool]:
+        """Repeat a request that may be repeated; says whether it was.
+
+        The message of which it is a part is handed out only once, so that a lost packet would
+        cost the site its round.
+        """
+        for number, pause in enumerate(_RETRY_PAUSES):
+            try:
+                return self._call(method, request), number > 0
+            except ServerUnreachableError:
+                self._closed.wait(pause)
+        return self._call(method, request), True
 
     def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(
@@ -296,119 +302,3 @@ class FleetConnection:
                 self._call(self._client.SendNodeHeartbeat, request)
             except (FederationError, ProtocolError, RuntimeError):
                 continue  # the main thread meets the same failure at its next request
-
-    def _refusal(self, status: int) -> FederationError:
-        if status >= 500:
-            return ServerUnreachableError(f"the server {self._address} answers {status}")
-        if status in {401, 412}:
-            return SiteRefusedError(
-                f"the server {self._address} does not know the key of this site, or the clocks "
-                "of the two machines differ by more than five minutes; "
-                "send the site's .pub file to the operator of the server and set the clock"
-            )
-        return SiteRefusedError(
-            f"{self._address} is not a fedmed server (it answers {status}); "
-            "check the server's address in the configuration of this site"
-        )
-
-    def _translated(self, error: httpx.HTTPError | ValueError) -> FederationError | ProtocolError:
-        """Say what an error of the HTTP client means for the site."""
-        if isinstance(error, httpx.HTTPStatusError):
-            return self._translated_status(error.response)
-        if isinstance(error, httpx.TransportError):
-            failure = _tls_failure(error)
-            if failure is not None:
-                return ServerCertificateError(
-                    f"the server {self._address} could not prove that it is the federation's "
-                    f"server ({failure}); nothing was sent to it. Check its address, and that "
-                    "this site has the certificate of the federation's authority"
-                )
-            return ServerUnreachableError(
-                f"the server {self._address} cannot be reached ({type(error).__name__}); check "
-                "that it runs and that the firewall lets this site connect to it"
-            )
-        return ProtocolError(f"the answer of the server {self._address} is malformed")
-
-    def _translated_status(self, response: httpx.Response) -> FederationError | ProtocolError:
-        known = FlowerError.from_json(response.text)
-        if known is not None and known.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
-            return MessageClosedError("the run of this message is over")
-        if response.status_code in {400, 403, 413, 415, 422}:
-            return ProtocolError(
-                f"the server refuses a message of this site ({response.status_code})"
-            )
-        return ServerUnreachableError(
-            f"the server {self._address} has restarted or is overloaded ({response.status_code})"
-        )
-
-
-class _Client(FleetHttpClient):
-    """Flower's protobuf client on an HTTP client of our own settings."""
-
-    def __init__(
-        self,
-        address: str,
-        private_key: ec.EllipticCurvePrivateKey,
-        context: ssl.SSLContext,
-        timeout: float,
-        proxy: str | None,
-    ) -> None:
-        # Deliberately without Flower's: that one heeds proxy variables and follows redirects.
-        self._base_url = f"https://{address}"
-        self._interceptors = (NodeAuthHttpInterceptor(private_key, private_key.public_key()),)
-        self._retry_invoker = None
-        self._client = httpx.Client(
-            verify=context,
-            trust_env=False,
-            proxy=proxy,
-            follow_redirects=False,
-            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
-            limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
-        )
-
-    def hurry(self, seconds: float) -> None:
-        """Let requests from now on fail after this time."""
-        self._client.timeout = httpx.Timeout(seconds)
-
-
-def _checked_address(address: str) -> str:
-    try:
-        parts = urlsplit(f"//{address}")
-        usable = bool(parts.hostname) and parts.port is not None and parts.netloc == address
-    except ValueError:
-        usable = False
-    if not usable or "@" in address:
-        raise ConfigurationError(
-            f"{address!r} is no address of a server; write HOST:PORT, for instance "
-            "federation.example.org:8443"
-        )
-    return address
-
-
-def _pinned_context(root_certificates: Path) -> ssl.SSLContext:
-    """TLS 1.3 only, host name checked, exactly this authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
-    try:
-        context.load_verify_locations(cafile=root_certificates)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(
-            f"cannot read the authority's certificate {root_certificates.name}; "
-            "get it from the operator of the federation and check the path"
-        ) from error
-    return context
-
-
-def _tls_failure(error: BaseException) -> str | None:
-    """Return the reason if TLS failed for good, not because the connection broke."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message
-        if isinstance(cause, ssl.SSLError) and not isinstance(
-            cause, ssl.SSLEOFError | ssl.SSLZeroReturnError
-        ):
-            return (cause.reason or "TLS failed").lower().replace("_", " ")
-        cause = cause.__cause__ or cause.__context__
-    return None

@@ -13,17 +13,26 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Depends, FastAPI, HTTPException, Request
 from flwr.common.constant import (
     HEARTBEAT_DEFAULT_INTERVAL,
+    HEARTBEAT_MAX_INTERVAL,
+    HEARTBEAT_MIN_INTERVAL,
+    HEARTBEAT_PATIENCE,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     SubStatus,
 )
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    DeactivateNodeResponse,
+    PushMessagesRequest,
+)
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import (
     FLWR_IN_MEMORY_DB_NAME,
@@ -34,7 +43,11 @@ from flwr.supercore.constant import (
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
+from flwr.supercore.protobuf.routing import ProtobufRoute
+from flwr.supercore.protobuf.translation import (
+    PROTOBUF_REQUEST_DEPENDENCY,
+    ProtobufTranslationMiddleware,
+)
 from flwr.supercore.run import Run
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
@@ -46,6 +59,9 @@ from fedmed.errors import ConfigurationError, FederationError
 from fedmed.federation.flower_link.grid import SuperLinkGrid
 
 _logger = logging.getLogger(__name__)
+
+# How long the replies of a site that has said goodbye can still be collected.
+_LEAVING_SECONDS = 5.0
 
 Application = Callable[
     [
@@ -89,6 +105,7 @@ class SuperLink:
         )
         self._state = self._factory.state()
         self._sites: dict[str, int] = {}
+        self._leaving: set[int] = set()
         self._run: Run | None = None
         self._keeper: _RunKeeper | None = None
         self._application = self._fleet_application()
@@ -146,6 +163,7 @@ class SuperLink:
                 node_ids=list(self._sites.values()), statuses=[NodeStatus.ONLINE]
             )
         }
+        online -= self._leaving
         return {name: node for name, node in sorted(self._sites.items()) if node in online}
 
     def start_run(self) -> int:
@@ -222,8 +240,49 @@ class SuperLink:
         )
         application.state.linkstate_factory = self._factory
         application.state.enable_supernode_auth = True
-        application.include_router(fleet_router, dependencies=[Depends(self._admit)])
+        admitted = [Depends(self._admit)]
+        # Ours come first and so take the place of Flower's.
+        for path, handler in (
+            ("/v1/fleet/activate-node", self._enter),
+            ("/v1/fleet/deactivate-node", self._leave),
+        ):
+            application.router.add_api_route(
+                path,
+                handler,
+                methods=["POST"],
+                dependencies=admitted,
+                route_class_override=ProtobufRoute,
+            )
+        application.include_router(fleet_router, dependencies=admitted)
         return application
+
+    def _enter(
+        self, request: Annotated[ActivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY]
+    ) -> ActivateNodeResponse:
+        """Take a site in, also one that is online: its process may have died a moment ago.
+
+        Flower turns such a site away until its heartbeat has run out.
+        """
+        node_id = self._state.get_node_id_by_public_key(request.public_key)
+        interval = request.heartbeat_interval
+        if node_id is None or not HEARTBEAT_MIN_INTERVAL <= interval <= HEARTBEAT_MAX_INTERVAL:
+            raise HTTPException(400, "the heartbeat interval is out of bounds")
+        self._leaving.discard(node_id)
+        self._state.acknowledge_node_heartbeat(node_id, interval)
+        return ActivateNodeResponse(node_id=node_id)
+
+    def _leave(
+        self, request: Annotated[DeactivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY]
+    ) -> DeactivateNodeResponse:
+        """Let a site go, and its last reply be collected.
+
+        Flower throws the replies of an offline site away.
+        """
+        self._leaving.add(request.node_id)
+        self._state.acknowledge_node_heartbeat(
+            request.node_id, _LEAVING_SECONDS / HEARTBEAT_PATIENCE
+        )
+        return DeactivateNodeResponse()
 
     def _admit(self, request: Request) -> None:
         """Refuse what Flower's own authentication lets pass; runs after it.
@@ -240,9 +299,6 @@ class SuperLink:
             node_id = body.node.node_id
         if node_id is None or node_id not in self._sites.values():
             raise HTTPException(401, "this key is not registered")
-        if isinstance(body, ActivateNodeRequest) and self._state.deactivate_node(node_id):
-            # Without this a site whose process died could not come back for a minute.
-            _logger.info("node %d connects anew; its connection before this one is over", node_id)
         if isinstance(body, PushMessagesRequest) and any(
             message.metadata.src_node_id != node_id for message in body.messages_list
         ):
