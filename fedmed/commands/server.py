@@ -17,7 +17,7 @@ from fedmed.commands.logs import log_to
 from fedmed.configuration.commands import ServerSettings
 from fedmed.configuration.loading import load_settings, read_settings, write_settings
 from fedmed.errors import ConfigurationError
-from fedmed.federation.flower_link import SuperLink
+from fedmed.federation.flower_link import SuperLink, set_task_identity
 from fedmed.federation.run_folder import RunFolder
 from fedmed.trust.certificates import load_public_keys
 from server.app import ServerRun, make_server_app
@@ -89,6 +89,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def _execute(run: ServerRun, superlink: SuperLink) -> None:
+    set_task_identity()
     run_id = superlink.start_run()
     context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
     try:

@@ -46,7 +46,7 @@ def simulate(arguments: Sequence[str], console: Console) -> int:
     settings, folder = _settings_and_folder(arguments)
     with log_to(folder.path / "fedmed.log"):
         settings = ensure_archives(settings, folder, console)
-        run = _run(settings, folder, console)
+        _run(settings, folder, console)
         if settings.tracking.report:
             write_report(folder.path)
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
@@ -70,7 +70,7 @@ def _settings_and_folder(arguments: Sequence[str]) -> tuple[SimulateSettings, Ru
     return stored, RunFolder(path, stored.tracking.keep_checkpoints)
 
 
-def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> ServerRun:
+def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> None:
     names = tuple(sorted(site_sources(settings.data)))
     plan = settings.plan()
     if plan.federation.minimum_sites > len(names):
@@ -108,7 +108,6 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Ser
         finally:
             sites.forget()
         observer.run_finished(run.summary)
-    return run
 
 
 def _cores() -> int:

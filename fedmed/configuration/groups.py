@@ -149,7 +149,7 @@ class TrainingConfig:
     """
 
     optimizer: Optimizer = Optimizer.adamw
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     momentum: float = 0.9
     schedule: Schedule = Schedule.cosine
@@ -174,7 +174,7 @@ class FederationConfig:
     """
 
     rounds: int = 10
-    local_epochs: float = 1.0
+    local_epochs: float = 3.0
     fraction_sites: float = 1.0
     minimum_sites: int = 2
     deadline_seconds: float = 3600.0

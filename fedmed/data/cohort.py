@@ -104,6 +104,7 @@ def load_cohort(folder: Path, reading: Reading) -> Cohort:
     places = split_by_patient(
         [record.patient_id for record in records],
         [record.split for record in records],
+        rows=[record.row for record in records],
         fractions=_three(reading.preprocessing.fractions),
         seed=reading.seed,
         strata=reading.strata(records, labels),
@@ -112,7 +113,7 @@ def load_cohort(folder: Path, reading: Reading) -> Cohort:
     rows: dict[str, list[tuple[Tensor, Tensor, int]]] = {split: [] for split in SPLITS}
     for record, label, place in zip(records, labels, places, strict=True):
         try:
-            image = _read(record, reading.preprocessing)
+            image = _read(record, reading.preprocessing, folder)
         except ImageError as error:
             excluded.append(Excluded(record.row, str(error.reason), str(error)))
             continue
@@ -143,8 +144,8 @@ def _three(fractions: Sequence[float]) -> tuple[float, float, float]:
     return train, val, test
 
 
-def _read(record: ImageRecord, preprocessing: PreprocessingConfig) -> Tensor:
-    image = read_image(record.image, channels=preprocessing.channels, frame=record.frame)
+def _read(record: ImageRecord, preprocessing: PreprocessingConfig, root: Path) -> Tensor:
+    image = read_image(record.image, root=root, channels=preprocessing.channels, frame=record.frame)
     resized = resize_keeping_aspect(image, preprocessing.size)
     return torch.from_numpy(np.ascontiguousarray(resized, np.float32))
 

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from fedmed.data.phantom_anatomy import Image, draw_slice, sample_anatomy
+from fedmed.data.phantom_anatomy import sample_anatomy
 from fedmed.data.phantom_dicom import Identity, invent_identity, write_slices
+from fedmed.data.phantom_drawing import draw_slice
+from fedmed.data.phantom_fields import Image
 from fedmed.data.phantom_scanner import matrix_of, scan, scanner_of
 from fedmed.errors import ConfigurationError, DataError
 
@@ -92,7 +94,7 @@ def write_archives(
         sites: number of hospitals.
         patients: mean number of patients of a hospital, at least 4.
         seed: seed of everything, at least 0.
-        size: rows and columns of an image at the first hospital, at least 32; other scanners have
+        size: rows and columns of an image at the first hospital, at least 48; other scanners have
             up to one eighth more or less.
         workers: processes, at least 1; None is one for each CPU core, if there is enough to do.
 
@@ -161,7 +163,7 @@ def draw_patient(patient: PhantomPatient) -> tuple[Identity, list[PhantomSlice]]
 
 def _check(**numbers: int | None) -> None:
     """Raise ConfigurationError for a number out of range."""
-    smallest = {"sites": 1, "patients": 4, "seed": 0, "size": 32, "workers": 1}
+    smallest = {"sites": 1, "patients": 4, "seed": 0, "size": 48, "workers": 1}
     for name, value in numbers.items():
         if value is not None and value < smallest[name]:
             raise ConfigurationError(f"{name} is {value}: give at least {smallest[name]}.")
@@ -208,7 +210,7 @@ def _write_patient(task: _Task) -> list[dict[str, str]]:
         boxes = "; ".join(_boxes(drawn.lesions))
         if boxes:
             mask = np.where(drawn.lesions > 0, np.uint8(255), np.uint8(0))
-            PillowImage.fromarray(mask).save(folder / "masks" / f"{stem}.png")
+            PillowImage.fromarray(mask).save(folder / "masks" / f"{stem}.png", compress_level=1)
         rows.append(
             {
                 "image": f"images/{stem}.dcm",

@@ -7,6 +7,7 @@ that reading, checking and de-identification have something to work on. No name 
 from __future__ import annotations
 
 import re
+import struct
 import uuid
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, RLELossless
 
-from fedmed.data.phantom_anatomy import Image
+from fedmed.data.phantom_fields import Image
 from fedmed.data.phantom_scanner import Scanner
 
 WHITE = 4095
@@ -35,7 +38,11 @@ _GIVEN = {
     "F": ("Aria", "Briony", "Clover", "Dahlia", "Elowen", "Fable", "Ginger", "Hazel", "Iris"),
     "M": ("Alder", "Basil", "Cedric", "Dorian", "Elm", "Falco", "Garnet", "Heath", "Indigo"),
 }
-_RUN = re.compile(rb"(.)\1{2,127}", re.DOTALL)
+_SPACING_BETWEEN_SLICES = 5.5
+"""Millimetres."""
+_META_LENGTH = struct.Struct("<HH2sHI")
+# Shorter runs would save little: each costs a pass through a Python loop.
+_RUN = re.compile(rb"(.)\1{7,127}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -101,26 +108,19 @@ def write_slices(
         identity: the patient and the study.
         scanner: how pictures are stored.
     """
-    series = _series(identity, scanner, len(images[0]))
+    shared = _encode(_file_meta(scanner)) | _encode(_series(identity, scanner, len(images[0])))
     for number, (path, image) in enumerate(zip(paths, images, strict=True), start=1):
-        instance = derive_uid(identity.unique, "instance", str(number))
-        series.file_meta.MediaStorageSOPInstanceUID = instance
-        series.SOPInstanceUID = instance
-        series.InstanceNumber = number
-        height = 5.5 * (number - 1)
-        half = scanner.field_of_view / 2
-        series.ImagePositionPatient = [-half, -half, height]
-        series.SliceLocation = height
-        stored = np.rint(image * np.float32(WHITE)).astype(np.uint16)
-        if scanner.inverted:
-            stored = np.uint16(WHITE) - stored
-        if scanner.run_length:
-            series.PixelData = encapsulate([encode_run_length(stored)], has_bot=True)
-        else:
-            series.PixelData = stored.astype("<u2").tobytes()
-        series["PixelData"].VR = "OB" if scanner.run_length else "OW"
-        series["PixelData"].is_undefined_length = scanner.run_length
-        series.save_as(path, enforce_file_format=True)
+        own = _slice(identity, scanner, number)
+        _put_pixels(own, image, scanner)
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPInstanceUID = own.SOPInstanceUID
+        elements = shared | _encode(meta) | _encode(own)
+        # The first element says how long the rest of its group is (PS3.10 section 7.1).
+        length = sum(len(element) for tag, element in elements.items() if tag >> 16 == 2)
+        parts = [elements[tag] for tag in sorted(elements)]
+        path.write_bytes(
+            b"\0" * 128 + b"DICM" + _META_LENGTH.pack(2, 0, b"UL", 4, length) + b"".join(parts)
+        )
 
 
 def derive_uid(*parts: str) -> UID:
@@ -177,13 +177,52 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
 # --- the parts of the header that all slices share -------------------------------------------
 
 
-def _series(identity: Identity, scanner: Scanner, size: int) -> FileDataset:
+def _encode(dataset: Dataset) -> dict[int, bytes]:
+    """Encode each element by itself, so that what all slices share is encoded once."""
+    encoded = {}
+    for element in dataset:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        write_data_element(buffer, element)
+        encoded[int(element.tag)] = buffer.getvalue()
+    return encoded
+
+
+def _file_meta(scanner: Scanner) -> FileMetaDataset:
+    """File Meta Information (PS3.10 section 7.1), but for the instance's UID."""
     meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
     meta.MediaStorageSOPClassUID = MRImageStorage
     meta.TransferSyntaxUID = RLELossless if scanner.run_length else ExplicitVRLittleEndian
     meta.ImplementationClassUID = derive_uid("implementation")
     meta.ImplementationVersionName = "FEDMED_PHANTOM"
-    series = FileDataset("", {}, preamble=b"\0" * 128, file_meta=meta)
+    return meta
+
+
+def _slice(identity: Identity, scanner: Scanner, number: int) -> Dataset:
+    """What sets a slice apart from the others of its series."""
+    own = Dataset()
+    own.SOPInstanceUID = derive_uid(identity.unique, "instance", str(number))
+    own.InstanceNumber = number
+    height, half = _SPACING_BETWEEN_SLICES * (number - 1), scanner.field_of_view / 2
+    own.ImagePositionPatient = [-half, -half, height]
+    own.SliceLocation = height
+    return own
+
+
+def _put_pixels(own: Dataset, image: Image, scanner: Scanner) -> None:
+    stored = np.rint(image * np.float32(WHITE)).astype(np.uint16)
+    if scanner.inverted:
+        stored = np.uint16(WHITE) - stored
+    if scanner.run_length:
+        own.add_new("PixelData", "OB", encapsulate([encode_run_length(stored)]))
+        own["PixelData"].is_undefined_length = True
+    else:
+        own.add_new("PixelData", "OW", stored.astype("<u2").tobytes())
+
+
+def _series(identity: Identity, scanner: Scanner, size: int) -> Dataset:
+    series = Dataset()
     _describe_patient_and_study(series, identity)
     _describe_series(series, identity, scanner)
     _describe_pixels(series, scanner, size)
@@ -238,7 +277,7 @@ def _describe_pixels(series: Dataset, scanner: Scanner, size: int) -> None:
     series.PixelSpacing = [spacing, spacing]
     series.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     series.SliceThickness = 5
-    series.SpacingBetweenSlices = 5.5
+    series.SpacingBetweenSlices = _SPACING_BETWEEN_SLICES
     series.SamplesPerPixel = 1
     series.PhotometricInterpretation = "MONOCHROME1" if scanner.inverted else "MONOCHROME2"
     series.Rows = series.Columns = size

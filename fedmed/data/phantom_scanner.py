@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedmed.data.phantom_anatomy import Contrast, Image
+from fedmed.data.phantom_drawing import Contrast
+from fedmed.data.phantom_fields import Image
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def scan(rng: np.random.Generator, tissue: Image, scanner: Scanner) -> Image:
     real, imaginary = np.float32(scanner.noise) * rng.standard_normal(
         (2, size, size), dtype=np.float32
     )
-    return np.minimum(np.sqrt((image + real) ** 2 + imaginary**2), np.float32(1))
+    magnitude: Image = np.sqrt((image + real) ** 2 + imaginary**2)
+    return np.minimum(magnitude, np.float32(1))
 
 
 def _blur(image: Image, deviation: float) -> Image:
