@@ -102,6 +102,7 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
             else:
                 _run_in_process(run, sites, settings)
             if settings.simulation.compare:
+                torch.set_num_threads(settings.site.threads or _cores())
                 console.print("Training the baselines: each site alone, then the pooled images")
                 run.summary["baselines"] = compare_with_baselines(settings, sites, observer)
                 folder.write_json("summary.json", run.summary)

@@ -111,7 +111,7 @@ class DataConfig:
     root: str | None = None
     path: str | None = None
     sites: int = 3
-    patients: int = 60
+    patients: int = 500
     partition: Partition = Partition.dirichlet
     alpha: float = 0.5
 
