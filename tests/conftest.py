@@ -16,7 +16,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small phantom hospitals, read-only to tests."""
-    from fedmed.data.phantom import write_archives  # noqa: PLC0415
+    from fedmed.data.phantom import write_archives
 
     root = tmp_path_factory.mktemp("archives")
     write_archives(root, sites=3, patients=12, seed=1, workers=1)
