@@ -6,37 +6,35 @@ never read as rich markup. Output is plain ASCII apart from the bars and the lin
 
 from __future__ import annotations
 
-import statistics
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich import box
 from rich.cells import set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
-from rich.table import Table
 from rich.text import Text
 
-from fedmed.assurance.report.run_folder import (
+from fedmed.assurance.report.records import (
     NOISE_OFF,
     NOISE_VOID,
     RoundRecord,
     RunSummary,
+    main_metric_first,
+)
+from fedmed.assurance.report.run_folder import parse_round, parse_summary
+from fedmed.assurance.report.wording import (
     clean_text,
     counted,
     epsilon_text,
-    main_metric_first,
     metric_title,
-    parse_round,
-    parse_summary,
     seconds_text,
 )
+from fedmed.commands.summary_table import MAX_METRICS, NAME_WIDTH, encodable, render_summary_table
+
+__all__ = ["MAX_SITE_BARS", "ConsoleObserver", "render_summary_table"]
 
 MAX_SITE_BARS = 12
-_NAME_WIDTH = 20
-_MAX_METRICS = 2
-_MISSING = "-"
 
 
 class ConsoleObserver:
@@ -183,13 +181,13 @@ class ConsoleObserver:
     def _line(self, text: str) -> None:
         # soft_wrap: a line stays one line in a log, however narrow the "terminal" seems.
         self.console.print(
-            Text(_encodable(text, self.console.encoding)),
+            Text(encodable(text, self.console.encoding)),
             soft_wrap=not self.console.is_interactive,
             highlight=False,
         )
 
     def _label(self, text: str) -> str:
-        return set_cell_size(_encodable(clean_text(text), self.console.encoding), _NAME_WIDTH)
+        return set_cell_size(encodable(clean_text(text), self.console.encoding), NAME_WIDTH)
 
     def _update_bars(self, site: str) -> None:
         if self._progress is None:
@@ -223,7 +221,7 @@ def _round_line(record: RoundRecord, rounds: int) -> str:
     parts = [f"Round {record.number:>{width}}/{rounds}" if rounds else f"Round {record.number}"]
     parts += [
         f"{metric_title(name)} {record.metrics[name]:.3f}"
-        for name in main_metric_first(record.metrics)[:_MAX_METRICS]
+        for name in main_metric_first(record.metrics)[:MAX_METRICS]
     ]
     if record.loss is not None and not record.metrics:
         parts.append(f"loss {record.loss:.3f}")

@@ -9,6 +9,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedmed.assurance.report.records import NOISE_VOID, RunSummary, main_metric_first
+from fedmed.assurance.report.run_folder import parse_summary
+from fedmed.assurance.report.wording import epsilon_text, metric_title
+
+NAME_WIDTH = 20
+MAX_METRICS = 2
+_MISSING = "-"
+
 
 def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8") -> Table:
     """Return the sites and the global model as a table for 80 columns.
@@ -22,16 +30,16 @@ def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8")
     """
     run = parse_summary(summary)
     main = run.main_metric or "metric"
-    names = [main, *(name for name in run.metrics if name != main)][:_MAX_METRICS]
+    names = [main, *(name for name in run.metrics if name != main)][:MAX_METRICS]
     table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     # Only the first column gives way when the terminal is narrow: a cut figure misleads.
-    table.add_column("site", overflow="ellipsis", max_width=_NAME_WIDTH)
+    table.add_column("site", overflow="ellipsis", max_width=NAME_WIDTH)
     for title in ("train/val/test", "left out", *map(metric_title, names), "alone", "epsilon"):
-        table.add_column(Text(_encodable(title, encoding)), justify="right", no_wrap=True)
+        table.add_column(Text(encodable(title, encoding)), justify="right", no_wrap=True)
     for site in run.sites:
         _add_row(
             table,
-            _encodable(site.name, encoding),
+            encodable(site.name, encoding),
             _images((site.train, site.val, site.test)),
             str(sum(site.excluded.values())) if site.excluded else _MISSING,
             *(_value(site.metrics, name) for name in names),
@@ -52,7 +60,7 @@ def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8")
         _epsilon(run, run.largest_epsilon),
     )
     if run.metrics:
-        table.caption = Text(_encodable(_caption(run, main), encoding))
+        table.caption = Text(encodable(_caption(run, main), encoding))
     return table
 
 
@@ -90,6 +98,6 @@ def _figure(run: RunSummary, name: str) -> str:
     return f"{metric_title(name)} {run.metrics[name]:.3f}{exactness}"
 
 
-def _encodable(text: str, encoding: str) -> str:
+def encodable(text: str, encoding: str) -> str:
     """Replace what a terminal's encoding lacks: a site's name must not end a run."""
     return text.encode(encoding, errors="replace").decode(encoding)

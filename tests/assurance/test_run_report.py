@@ -15,28 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedmed.assurance.report.page import (
-    aggregation_statement,
-    findings,
-    privacy_statement,
-    render_report,
-    write_report,
-)
+from fedmed.assurance.report.drawing import DARK, LIGHT
+from fedmed.assurance.report.page import render_report, write_report
 from fedmed.assurance.report.plots import (
-    DARK,
-    LIGHT,
     epsilon_plot,
     metric_plot,
     seconds_plot,
     sites_plot,
     write_plots,
 )
-from fedmed.assurance.report.run_folder import (
+from fedmed.assurance.report.run_folder import read_run
+from fedmed.assurance.report.statements import aggregation_statement, findings, privacy_statement
+from fedmed.assurance.report.wording import (
     bytes_text,
     clean_text,
     epsilon_text,
-    read_run,
     seconds_text,
+    share_text,
 )
 from fedmed.errors import DataError
 
@@ -321,11 +316,19 @@ def test_epsilon_has_two_decimals(epsilon, shown):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 00 s"), (187, "3 min 07 s"),
+    [(0, "0.0 s"), (0.0004, "< 0.1 s"), (0.05, "0.1 s"), (59.94, "59.9 s"),
+     (59.96, "1 min 00 s"), (187, "3 min 07 s"),
      (3599.9, "1 h 00 min"), (7500, "2 h 05 min")],
 )  # fmt: skip
 def test_durations(seconds, shown):
     assert seconds_text(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0, "0%"), (0.0001, "< 1%"), (0.006, "1%"), (0.106, "11%"), (1, "100%")]
+)
+def test_shares(share, shown):
+    assert share_text(share) == shown
 
 
 @pytest.mark.parametrize(
@@ -357,6 +360,14 @@ def test_plots_are_png_files_with_every_site_in_its_colour(tmp_path):
     # A site that the run does not have leaves no colour behind: the assertion above can fail.
     two = read_run(fabricate(tmp_path / "two", NAMES[:2]))
     assert (0x00, 0x9E, 0x73) not in colours(metric_plot(two))
+
+
+def test_sites_that_spent_the_same_are_all_seen(tmp_path):
+    image = epsilon_plot(read_run(fabricate(tmp_path / "run")))
+    decoded = Image.open(io.BytesIO(image)).convert("RGB")
+    above_legend = decoded.crop((0, 0, decoded.width, int(decoded.height * 0.75)))
+    shown = {colour for _, colour in above_legend.getcolors(maxcolors=2**24)}
+    assert shown >= SITE_COLOURS  # each site has the same curve
 
 
 def test_baselines_and_target_change_the_plots(tmp_path):
@@ -515,7 +526,7 @@ def test_text_from_sites_is_shown_not_obeyed(tmp_path):
     record["metrics"]["<i>"] = 0.5
     with (folder / "rounds.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
-    (folder / "config.yaml").write_text("</pre><script>x</script>\x1b[2J")
+    (folder / "config.yaml").write_text('"</pre><script>x</script>": "\\e[2J \\u202e"\n')
     source = write_report(folder).read_text(encoding="utf-8")
     page = Page(source)
     tags = {tag for tag, _ in page.tags}
@@ -524,8 +535,37 @@ def test_text_from_sites_is_shown_not_obeyed(tmp_path):
     assert HOSTILE in page.text
     assert "{{ 7 * 7 }}" in page.text
     assert "<iframe src='https:evil'>" in page.text
+    assert "</pre><script>x</script>" in page.text
     assert "\x1b" not in source
     assert "\u202e" not in source
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "data:\n  root: /srv/secret\nsite:\n  state: /srv/secret\n"
+        "transport: {site_key: /srv/secret}\nseed: 11235\n",
+        "{'data': {root: /srv/secret},\n\"site\": [/srv/secret], seed: 11235}\n",
+        "data: &here\n  root: /srv/secret\n? site\n: - *here\n- transport\n",  # is no YAML
+        "seed: 11235\ndata:\n  root: >-\n\n    /srv/secret\n",
+        "tracking:\n  folder: /srv/secret\nresume: /srv/secret\nseed: 11235\n",
+    ],
+)
+def test_settings_of_one_machine_are_not_on_the_page(tmp_path, settings):
+    folder = fabricate(tmp_path / "run")
+    (folder / "config.yaml").write_text(settings)
+    text = page_of(folder).text
+    assert "/srv/secret" not in text
+    assert ("seed: 11235" in text) is ("seed" in settings)
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("content", [b"a: [", b"\xff", b"just text", b"[" * 100_000, b"a: \x1b"])
+def test_settings_that_cannot_be_read_are_left_out(tmp_path, content):
+    folder = fabricate(tmp_path / "run")
+    (folder / "config.yaml").write_bytes(content)
+    assert "no config.yaml that can be read" in page_of(folder).text
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -685,3 +725,25 @@ def test_time_outside_rounds_is_shown_as_other(tmp_path):
     other = next(cells for name, cells in rows.items() if name.startswith("other"))
     assert other[0] == "2 min 38 s"  # 187 - 5 x 5.75 = 158.25
     assert rows["Whole run"][0] == "3 min 07 s"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_longest_phase_comes_first_and_losses_are_told_apart(tmp_path):
+    folder = fabricate(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["seconds"] = dict(sorted(line["seconds"].items()))
+        line["metrics"]["loss"] = 0.3
+    (folder / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert list(read_run(folder).seconds_by_phase) == [
+        "train", "evaluate", "aggregate", "checkpoint",
+    ]  # fmt: skip
+    header = next(row for row in page_of(folder).rows if row[0] == "Round")
+    assert len(set(header)) == len(header)
+    assert {"Loss", "Training loss"} <= set(header)
+
+
+def test_comparison_says_where_a_site_was_not_measured(tmp_path):
+    baselines = {"local": {"alder": {"auroc": 0.5}, "birch": {"auroc": 0.99}}}
+    text = " ".join(findings(read_run(fabricate(tmp_path / "run", baselines=baselines))))
+    assert "at 1 of 2 sites where both were measured;" in text

@@ -1,4 +1,4 @@
-"""Plots of a run as PNG, drawn with matplotlib's object-oriented API.
+"""How plots look: themes, colours, axes, legend; drawn with matplotlib's object-oriented API.
 
 Colours are those of Okabe and Ito, "Color Universal Design" (2008), which people with a colour
 vision deficiency can tell apart; each site has its own marker as well.
@@ -7,11 +7,9 @@ vision deficiency can tell apart; each site has its own marker as well.
 from __future__ import annotations
 
 import io
-import statistics
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,9 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-
-from fedmed.assurance.report.run_folder import RunRecord, metric_title
-
 
 _SITE_STYLES = (
     ("#0072B2", "o"),
@@ -31,15 +26,13 @@ _SITE_STYLES = (
     ("#CC79A7", "v"),
     ("#56B4E9", "P"),
 )
-_PHASE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-_ALONE_COLOUR = "#E69F00"
+PHASE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+ALONE_COLOUR = "#E69F00"
 _WIDTH, _HEIGHT = 5.4, 3.6  # inches; small, so that the text stays legible on a phone
 _DOTS_PER_INCH = 160
-_LEAST_SPAN = 0.1  # of the metric axis
-_LEGEND_CHARACTERS = 58  # that fit beside each other
 
 # Fonts and text layout are shared inside matplotlib, which promises nothing about threads.
-_drawing = threading.Lock()
+drawing_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,8 @@ LIGHT = Theme(paper="#ffffff", ink="#1b1f24", faint="#d4d9df", many="#7fb3d5")
 DARK = Theme(paper="#171b21", ink="#e6e9ed", faint="#3a424c", many="#3f7ba3")
 
 
-def _figure(theme: Theme, height: float = _HEIGHT) -> tuple[Figure, Axes]:
+def new_figure(theme: Theme, height: float = _HEIGHT) -> tuple[Figure, Axes]:
+    """Return an empty figure of the theme; ``height`` is in inches."""
     figure = Figure(
         figsize=(_WIDTH, height),
         dpi=_DOTS_PER_INCH,
@@ -77,18 +71,20 @@ def _figure(theme: Theme, height: float = _HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _label(axes: Axes, title: str, y_label: str) -> None:
+def label_axes(axes: Axes, title: str, y_label: str) -> None:
+    """Set the title and the label of the vertical axis."""
     axes.set_title(
-        _shown(title, 60),
+        shown_text(title, 60),
         loc="left",
         fontsize=11,
         fontweight="bold",
         color=axes.xaxis.label.get_color(),
     )
-    axes.set_ylabel(_shown(y_label))
+    axes.set_ylabel(shown_text(y_label))
 
 
-def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
+def label_rounds(axes: Axes, numbers: Sequence[int]) -> None:
+    """Make the horizontal axis one of whole rounds."""
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(numbers) <= 12:
@@ -98,9 +94,10 @@ def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
 
 
-def _site_series(
+def site_series(
     values: Iterable[tuple[str, int, float | None]],
 ) -> dict[str, list[tuple[int, float]]]:
+    """Return the points (round, value) of each site; missing values are left out."""
     series: dict[str, list[tuple[int, float]]] = {}
     for site, number, value in values:
         if value is not None:
@@ -108,21 +105,26 @@ def _site_series(
     return series
 
 
-def _draw_sites(
+def draw_sites(
     axes: Axes, series: dict[str, list[tuple[int, float]]], theme: Theme
 ) -> list[tuple[Artist, str]]:
-    """Draw one thin line a site; more sites than colours share one colour and one entry."""
+    """Draw one thin line a site; more sites than colours share one colour and one entry.
+
+    A line that a later one covers exactly is drawn wider, so that both can be seen.
+    """
     many = len(series) > len(_SITE_STYLES)
     entries: list[tuple[Artist, str]] = []
+    lines = list(series.values())
     for index, (site, points) in enumerate(series.items()):
         colour, marker = (theme.many, "o") if many else _SITE_STYLES[index]
+        covered = lines[index + 1 :].count(points)
         (line,) = axes.plot(
             *zip(*points, strict=True),
             color=colour,
-            linewidth=0.7 if many else 1.3,
+            linewidth=0.7 if many else 1.3 + 2.0 * covered,
             alpha=0.6 if many else 1.0,
             marker=marker,
-            markersize=2 if many else 4,
+            markersize=2 if many else 4 + 3.5 * covered,
             markevery=max(1, len(points) // 12),
         )
         if not many:
@@ -132,7 +134,7 @@ def _draw_sites(
     return entries
 
 
-def _shown(text: str, limit: int = 22) -> str:
+def shown_text(text: str, limit: int = 22) -> str:
     """Return text that the built-in font has glyphs for, never read as a formula."""
     known = "".join(c if c < "\u0250" or "\u0370" <= c < "\u0530" else "?" for c in text)
     short = known if len(known) <= limit else known[: limit - 1] + "\u2026"
@@ -140,29 +142,33 @@ def _shown(text: str, limit: int = 22) -> str:
 
 
 def _legend_columns(lengths: Sequence[int]) -> int:
-    """Return how many columns of entries fit; matplotlib fills one column after the other."""
-    for columns in (3, 2):
+    """Return how many columns of entries fit; matplotlib fills one column after the other.
+
+    The characters that fit beside each other were found by trying.
+    """
+    for columns, characters in ((4, 44), (3, 58), (2, 58)):
         rows = -(-len(lengths) // columns)
         widths = [max(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
-        if len(lengths) >= columns and sum(widths) <= _LEGEND_CHARACTERS:
+        if len(lengths) >= columns and sum(widths) <= characters:
             return columns
     return 1
 
 
-def _png(figure: Figure, entries: Sequence[tuple[Artist, str]], theme: Theme) -> bytes:
+def png_image(figure: Figure, entries: Sequence[tuple[Artist, str]], theme: Theme) -> bytes:
+    """Return the figure as PNG, with its legend below."""
     if entries:
         legend = figure.legend(
             [handle for handle, _ in entries],
             ["x" for _ in entries],
             loc="outside lower center",
-            ncols=_legend_columns([len(_shown(label, 24)) for _, label in entries]),
+            ncols=_legend_columns([len(shown_text(label, 24)) for _, label in entries]),
             frameon=False,
             fontsize=8.5,
             labelcolor=theme.ink,
         )
         # Set afterwards: a label that begins with "_" would be left out of the legend.
         for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
-            text.set_text(_shown(label, 24))
+            text.set_text(shown_text(label, 24))
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()

@@ -7,29 +7,31 @@ browser. jinja2 (a requirement of torch) escapes everything that comes from the 
 from __future__ import annotations
 
 import base64
-import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from fedmed.assurance.report.plots import DARK, LIGHT, PLOTS
-from fedmed.assurance.report.run_folder import (
-    FAILED_STATUSES,
-    NOISE_OFF,
-    NOISE_SECURE,
-    NOISE_VOID,
-    RoundRecord,
-    RunRecord,
-    SiteSummary,
-    bytes_text,
+from fedmed.assurance.report.drawing import DARK, LIGHT
+from fedmed.assurance.report.plots import PLOTS
+from fedmed.assurance.report.records import RunRecord, main_metric_first
+from fedmed.assurance.report.run_folder import read_run
+from fedmed.assurance.report.statements import aggregation_statement, findings, privacy_statement
+from fedmed.assurance.report.tables import (
+    failures_table,
+    metrics_table,
+    phases_table,
+    refused_table,
+    rounds_table,
+    sites_table,
+    transport_table,
+)
+from fedmed.assurance.report.wording import (
+    count_text,
     counted,
-    epsilon_text,
-    main_metric_first,
+    metric_text,
     metric_title,
-    read_run,
     seconds_text,
 )
 
@@ -74,21 +76,21 @@ def render_report(run: RunRecord) -> str:
         findings=findings(run),
         privacy=privacy_statement(run),
         aggregation=aggregation_statement(run),
-        sites=_sites_table(run),
-        metrics=_metrics_table(run),
+        sites=sites_table(run),
+        metrics=metrics_table(run),
         plots=_plots(run),
-        transport=_transport_table(run),
-        phases=_phases_table(run),
-        refused=_refused_table(run),
-        failures=_failures_table(run),
-        rounds=_rounds_table(run),
+        transport=transport_table(run),
+        phases=phases_table(run),
+        refused=refused_table(run),
+        failures=failures_table(run),
+        rounds=rounds_table(run),
     )
 
 
 def _quality_tiles(run: RunRecord) -> list[tuple[str, str]]:
     main = run.main_metric
     names = main_metric_first(run.summary.metrics, main)
-    tiles = [(metric_title(name), _metric(run.summary.metrics, name)) for name in names]
+    tiles = [(metric_title(name), metric_text(run.summary.metrics, name)) for name in names]
     return tiles or [("Global model", "not measured")]
 
 
@@ -102,7 +104,7 @@ def _run_tiles(run: RunRecord) -> list[tuple[str, str]]:
         ("Rounds", rounds),
         ("Sites", str(len(summary.sites))),
         ("Time", "not measured" if summary.seconds is None else seconds_text(summary.seconds)),
-        ("Parameters", _count(summary.parameters)),
+        ("Parameters", count_text(summary.parameters)),
     ]
 
 

@@ -168,7 +168,8 @@ class RunRecord:
 
     Attributes:
         name: last parts of the folder's path, never an absolute path.
-        configuration: ``config.yaml`` as text.
+        configuration: ``config.yaml`` as text, without the settings of one machine; ``None`` if
+            there is none that can be read.
         unreadable_lines: lines of ``rounds.jsonl`` that were torn or no record of a round.
     """
 
@@ -187,6 +188,15 @@ class RunRecord:
         models += [record.metrics for record in self.rounds]
         models += [site.metrics for record in self.rounds for site in record.sites.values()]
         return main_metric(summary.task, models)
+
+    @property
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Seconds of all rounds by phase, the longest phase first."""
+        totals: dict[str, float] = {}
+        for record in self.rounds:
+            for phase, seconds in record.seconds.items():
+                totals[phase] = totals.get(phase, 0.0) + seconds
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
 def main_metric(task: str, models: Iterable[Mapping[str, float]]) -> str | None:

@@ -7,14 +7,34 @@ that is ``NaN`` or a missing part is not an error, and text from sites is cleane
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
+import yaml  # type: ignore[import-untyped]
+
+from fedmed.assurance.report.records import (
+    ModelCard,
+    PrivacySummary,
+    RoundRecord,
+    RunRecord,
+    RunSummary,
+    SiteRound,
+    SiteSummary,
+)
+from fedmed.assurance.report.stored_values import (
+    count_from,
+    counts_from,
+    metrics_by_site,
+    number_from,
+    numbers_from,
+    object_from,
+    text_from,
+)
+from fedmed.assurance.report.wording import clean_text
 from fedmed.errors import DataError
+
+LOCAL_SETTINGS = ("data", "site", "transport", "tracking", "resume")
+"""Parts of ``config.yaml`` that no report shows: a page that is shared names nobody's paths."""
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -36,13 +56,13 @@ def read_run(folder: Path) -> RunRecord:
         )
     rounds, unreadable = _read_rounds(lines or b"")
     card = _json_object(folder / "model.json")
-    configuration = _bytes(folder / "config.yaml")
+    settings = _bytes(folder / "config.yaml")
     return RunRecord(
         name=_folder_name(folder),
         summary=_summary_of_unfinished(rounds) if stored is None else parse_summary(stored),
         rounds=rounds,
         model=None if card is None else _parse_model(card),
-        configuration=None if configuration is None else _lines_of_text(configuration),
+        configuration=None if settings is None else _shared_settings(settings),
         unreadable_lines=unreadable,
     )
 
@@ -53,92 +73,92 @@ def parse_summary(stored: Mapping[str, object]) -> RunSummary:
     ``baselines.local`` is taken as measured on each site's own test images, unless there is
     ``baselines.local_own_test``: then that is, and ``local`` is on the test images of all sites.
     """
-    baselines = _object(stored.get("baselines"))
-    transport = _object(stored.get("transport"))
-    privacy = _object(stored.get("privacy"))
-    all_tests = _metrics_by_site(baselines.get("local"))
-    own_test = _metrics_by_site(baselines.get("local_own_test"))
+    baselines = object_from(stored.get("baselines"))
+    transport = object_from(stored.get("transport"))
+    privacy = object_from(stored.get("privacy"))
+    all_tests = metrics_by_site(baselines.get("local"))
+    own_test = metrics_by_site(baselines.get("local_own_test"))
     secure_aggregation = transport.get("secure_aggregation")
     return RunSummary(
         task=clean_text(stored.get("task") or "unknown task"),
         state=clean_text(stored.get("state") or "state not recorded"),
-        rounds=_count(stored.get("rounds")) or 0,
-        seconds=_number(stored.get("seconds")),
-        parameters=_count(stored.get("parameters")),
-        metrics=_numbers(stored.get("metrics")),
-        metric_error=_numbers(stored.get("metric_error")),
+        rounds=count_from(stored.get("rounds")) or 0,
+        seconds=number_from(stored.get("seconds")),
+        parameters=count_from(stored.get("parameters")),
+        metrics=numbers_from(stored.get("metrics")),
+        metric_error=numbers_from(stored.get("metric_error")),
         sites=tuple(
-            _parse_site(clean_text(name), _object(site))
-            for name, site in _object(stored.get("sites")).items()
+            _parse_site(clean_text(name), object_from(site))
+            for name, site in object_from(stored.get("sites")).items()
         ),
         local=own_test or all_tests,
         local_everywhere=all_tests if own_test else {},
         refused={
             clean_text(name): clean_text(reason)
-            for name, reason in _object(stored.get("refused")).items()
+            for name, reason in object_from(stored.get("refused")).items()
         },
-        pooled=_numbers(baselines.get("pooled")),
-        bytes_up=_count(transport.get("bytes_up")),
-        bytes_down=_count(transport.get("bytes_down")),
+        pooled=numbers_from(baselines.get("pooled")),
+        bytes_up=count_from(transport.get("bytes_up")),
+        bytes_down=count_from(transport.get("bytes_down")),
         secure_aggregation=secure_aggregation if isinstance(secure_aggregation, bool) else None,
         privacy=PrivacySummary(
-            preset=_text(privacy.get("preset")),
-            unit=_text(privacy.get("unit")),
-            target_epsilon=_number(privacy.get("target_epsilon")),
-            noise=_text(privacy.get("noise")),
+            preset=text_from(privacy.get("preset")),
+            unit=text_from(privacy.get("unit")),
+            target_epsilon=number_from(privacy.get("target_epsilon")),
+            noise=text_from(privacy.get("noise")),
         ),
-        seed=_count(stored.get("seed")),
-        plan_sha256=_text(stored.get("plan_sha256")),
+        seed=count_from(stored.get("seed")),
+        plan_sha256=text_from(stored.get("plan_sha256")),
     )
 
 
 def parse_round(stored: Mapping[str, object]) -> RoundRecord | None:
     """Read the object of one line of ``rounds.jsonl``; ``None`` if it has no round number."""
-    number = _count(stored.get("round"))
+    number = count_from(stored.get("round"))
     if number is None:
         return None
     participants = stored.get("participants")
-    transferred = _object(stored.get("bytes"))
+    transferred = object_from(stored.get("bytes"))
     return RoundRecord(
         number=number,
-        metrics=_numbers(stored.get("metrics")),
-        loss=_number(stored.get("loss")),
-        learning_rate=_number(stored.get("learning_rate")),
+        metrics=numbers_from(stored.get("metrics")),
+        loss=number_from(stored.get("loss")),
+        learning_rate=number_from(stored.get("learning_rate")),
         participants=tuple(
             clean_text(name)
             for name in (participants if isinstance(participants, list | tuple) else ())
         ),
         sites={
-            clean_text(name): _parse_site_round(_object(site))
-            for name, site in _object(stored.get("sites")).items()
+            clean_text(name): _parse_site_round(object_from(site))
+            for name, site in object_from(stored.get("sites")).items()
         },
-        seconds=_numbers(stored.get("seconds")),
-        bytes_up=_count(transferred.get("up")),
-        bytes_down=_count(transferred.get("down")),
+        seconds=numbers_from(stored.get("seconds")),
+        bytes_up=count_from(transferred.get("up")),
+        bytes_down=count_from(transferred.get("down")),
     )
 
 
 def _parse_site(name: str, stored: Mapping[str, object]) -> SiteSummary:
     return SiteSummary(
         name=name,
-        train=_count(stored.get("train")),
-        val=_count(stored.get("val")),
-        test=_count(stored.get("test")),
-        excluded=_counts(stored.get("excluded")),
-        epsilon=_number(stored.get("epsilon")),
-        delta=_number(stored.get("delta")),
-        metrics=_numbers(stored.get("metrics")),
+        train=count_from(stored.get("train")),
+        val=count_from(stored.get("val")),
+        test=count_from(stored.get("test")),
+        excluded=counts_from(stored.get("excluded")),
+        epsilon=number_from(stored.get("epsilon")),
+        delta=number_from(stored.get("delta")),
+        metrics=numbers_from(stored.get("metrics")),
     )
 
 
 def _parse_site_round(stored: Mapping[str, object]) -> SiteRound:
     return SiteRound(
         status=clean_text(stored.get("status") or "not recorded"),
-        reason=_text(stored.get("reason")),
-        examples=_count(stored.get("examples")),
-        loss=_number(stored.get("loss")),
-        epsilon=_number(stored.get("epsilon")),
-        metrics=_numbers(stored.get("metrics")),
+        reason=text_from(stored.get("reason")),
+        examples=count_from(stored.get("examples")),
+        loss=number_from(stored.get("loss")),
+        epsilon=number_from(stored.get("epsilon")),
+        metrics=numbers_from(stored.get("metrics")),
     )
 
 
@@ -147,11 +167,11 @@ def _parse_model(stored: Mapping[str, object]) -> ModelCard:
     return ModelCard(
         architecture={
             clean_text(key): clean_text(value)
-            for key, value in _object(stored.get("architecture")).items()
+            for key, value in object_from(stored.get("architecture")).items()
         },
-        parameters=_count(stored.get("parameters")),
+        parameters=count_from(stored.get("parameters")),
         labels=tuple(clean_text(label) for label in (labels if isinstance(labels, list) else ())),
-        sha256=_text(stored.get("sha256")),
+        sha256=text_from(stored.get("sha256")),
     )
 
 
@@ -202,8 +222,20 @@ def _bytes(path: Path) -> bytes | None:
         ) from error
 
 
-def _lines_of_text(content: bytes) -> str:
-    lines = content.decode("utf-8", errors="replace").splitlines()
+def _shared_settings(content: bytes) -> str | None:
+    """Return ``config.yaml`` without the settings of one machine; ``None`` if it cannot be read.
+
+    It is parsed and written again: to cut lines out of a text that is not understood could leave
+    a path behind.
+    """
+    try:
+        stored = yaml.safe_load(content.decode("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    if not isinstance(stored, dict):
+        return None
+    shared = {key: value for key, value in stored.items() if key not in LOCAL_SETTINGS}
+    lines = str(yaml.safe_dump(shared, sort_keys=False, allow_unicode=True)).splitlines()
     return "\n".join(clean_text(line, limit=1000) for line in lines)
 
 

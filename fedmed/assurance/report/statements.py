@@ -6,6 +6,22 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedmed.assurance.report.records import (
+    NOISE_OFF,
+    NOISE_SECURE,
+    NOISE_VOID,
+    RunRecord,
+    SiteSummary,
+)
+from fedmed.assurance.report.wording import (
+    MISSING,
+    counted,
+    delta_text,
+    difference_text,
+    epsilon_text,
+    metric_title,
+)
+
 _LOWER_IS_BETTER = frozenset({"ece", "loss"})
 _MEANINGS = {
     "auroc": "An AUROC of 0.5 is guessing, 1 is a perfect ranking.",
@@ -84,10 +100,11 @@ def _against_alone(run: RunRecord, name: str) -> list[str]:
     if not gains:
         return ["Models that the sites trained alone were not measured."]
     better = sum(sign * gain > 0 for gain in gains)
-    mean = _difference(statistics.fmean(gains))
+    mean = difference_text(statistics.fmean(gains))
+    where = " where both were measured" if len(gains) < len(run.summary.sites) else ""
     sentences = [
         f"It is better than the model that a site trained alone at {better} of "
-        f"{counted(len(gains), 'site')}; the mean difference is {mean}."
+        f"{counted(len(gains), 'site')}{where}; the mean difference is {mean}."
     ]
     everywhere = [m[name] for m in run.summary.local_everywhere.values() if name in m]
     if everywhere:
@@ -107,7 +124,7 @@ def _against_pooled(run: RunRecord, name: str) -> str:
     if together is None:
         return sentence + "."
     difference = together - pooled
-    return f"{sentence}; the global model differs from it by {_difference(difference)}."
+    return f"{sentence}; the global model differs from it by {difference_text(difference)}."
 
 
 def privacy_statement(run: RunRecord) -> Statement:
@@ -144,7 +161,7 @@ def _guarantee(run: RunRecord, spent: Sequence[SiteSummary]) -> Statement:
     unit = privacy.unit or "unit not recorded"
     worst = max(site.epsilon for site in spent if site.epsilon is not None)
     deltas = [site.delta for site in spent if site.delta is not None]
-    delta = f" at delta {_delta(max(deltas))}" if len(deltas) == len(spent) else ""
+    delta = f" at delta {delta_text(max(deltas))}" if len(deltas) == len(spent) else ""
     title = f"Differential privacy holds per {unit}: epsilon at most {epsilon_text(worst)}{delta}"
     sentences = [
         f"Whoever sees the model can tell only within these bounds whether one {unit} of a site "

@@ -12,11 +12,13 @@ from typing import cast
 from fedmed.assurance.report.wording import clean_text
 
 
-def _object(value: object) -> Mapping[str, object]:
+def object_from(value: object) -> Mapping[str, object]:
+    """Return a JSON object, else an empty one."""
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
-def _number(value: object) -> float | None:
+def number_from(value: object) -> float | None:
+    """Return a finite number, else ``None``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -26,24 +28,29 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _count(value: object) -> int | None:
-    number = _number(value)
+def count_from(value: object) -> int | None:
+    """Return a number that is not negative, without its fraction, else ``None``."""
+    number = number_from(value)
     return int(number) if number is not None and number >= 0 else None
 
 
-def _numbers(value: object) -> dict[str, float]:
-    numbers = {clean_text(key): _number(item) for key, item in _object(value).items()}
+def numbers_from(value: object) -> dict[str, float]:
+    """Return the finite numbers of an object by name."""
+    numbers = {clean_text(key): number_from(item) for key, item in object_from(value).items()}
     return {key: number for key, number in numbers.items() if number is not None}
 
 
-def _metrics_by_site(value: object) -> dict[str, dict[str, float]]:
-    return {clean_text(name): _numbers(metrics) for name, metrics in _object(value).items()}
+def metrics_by_site(value: object) -> dict[str, dict[str, float]]:
+    """Return an object of objects of numbers."""
+    return {clean_text(name): numbers_from(metrics) for name, metrics in object_from(value).items()}
 
 
-def _counts(value: object) -> dict[str, int]:
-    counts = {clean_text(key): _count(item) for key, item in _object(value).items()}
+def counts_from(value: object) -> dict[str, int]:
+    """Return the counts of an object by name."""
+    counts = {clean_text(key): count_from(item) for key, item in object_from(value).items()}
     return {key: count for key, count in counts.items() if count is not None}
 
 
-def _text(value: object) -> str | None:
+def text_from(value: object) -> str | None:
+    """Return clean text that is not empty, else ``None``."""
     return clean_text(value) if isinstance(value, str) and value else None

@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MISSING = "–"
+from fedmed.assurance.report.records import (
+    FAILED_STATUSES,
+    NOISE_VOID,
+    RoundRecord,
+    RunRecord,
+    main_metric_first,
+)
+from fedmed.assurance.report.wording import (
+    MISSING,
+    bytes_text,
+    count_text,
+    counted,
+    delta_text,
+    epsilon_text,
+    metric_text,
+    metric_title,
+    seconds_text,
+    share_text,
+)
+
 _MOST_FAILURES = 200
 
 
@@ -20,7 +39,8 @@ class Table:
     text_columns: frozenset[int] = frozenset()
 
 
-def _sites_table(run: RunRecord) -> Table:
+def sites_table(run: RunRecord) -> Table:
+    """Return images, main metric and privacy by site; the last row is all sites."""
     summary = run.summary
     name = run.main_metric
     title = "Quality" if name is None else metric_title(name)
@@ -31,22 +51,22 @@ def _sites_table(run: RunRecord) -> Table:
         rows.append(
             [
                 site.name,
-                *(_count(count) for count in (site.train, site.val, site.test)),
+                *(count_text(count) for count in (site.train, site.val, site.test)),
                 ", ".join(f"{reason}: {n}" for reason, n in site.excluded.items()) or MISSING,
-                _metric(site.metrics, name),
-                _metric(alone, name),
+                metric_text(site.metrics, name),
+                metric_text(alone, name),
                 MISSING if site.epsilon is None else epsilon_text(site.epsilon) + void,
-                MISSING if site.delta is None else _delta(site.delta),
+                MISSING if site.delta is None else delta_text(site.delta),
             ]
         )
     largest = summary.largest_epsilon
     rows.append(
         [
             "All sites",
-            *(_count(count) for count in summary.images),
+            *(count_text(count) for count in summary.images),
             str(summary.excluded),
-            _metric(summary.metrics, name),
-            f"pooled {_metric(summary.pooled, name)}" if summary.pooled else MISSING,
+            metric_text(summary.metrics, name),
+            f"pooled {metric_text(summary.pooled, name)}" if summary.pooled else MISSING,
             MISSING if largest is None else f"at most {epsilon_text(largest)}{void}",
             MISSING,
         ]
@@ -61,7 +81,8 @@ def _sites_table(run: RunRecord) -> Table:
     )  # fmt: skip
 
 
-def _metrics_table(run: RunRecord) -> Table:
+def metrics_table(run: RunRecord) -> Table:
+    """Return every metric of every model that was measured on test images."""
     summary = run.summary
     models: list[tuple[str, str, Mapping[str, float]]] = []
     for site in summary.sites:
@@ -81,18 +102,19 @@ def _metrics_table(run: RunRecord) -> Table:
         "Every metric on test images",
         ["Test images of", "Model", *(metric_title(name) for name in names)],
         [
-            [site, model, *(_metric(values, name) for name in names)]
+            [site, model, *(metric_text(values, name) for name in names)]
             for site, model, values in models
         ],
         text_columns=frozenset({1}),
     )
 
 
-def _transport_table(run: RunRecord) -> Table:
+def transport_table(run: RunRecord) -> Table:
+    """Return the bytes that went each way."""
     summary = run.summary
     rounds = max(1, len(run.rounds) or summary.rounds)
     rows = [
-        [way, MISSING if n is None else bytes_text(n), _count(n),
+        [way, MISSING if n is None else bytes_text(n), count_text(n),
          MISSING if n is None else bytes_text(n // rounds)]
         for way, n in (
             ("Server to sites", summary.bytes_down), ("Sites to server", summary.bytes_up)
@@ -101,24 +123,23 @@ def _transport_table(run: RunRecord) -> Table:
     return Table("Bytes sent, all sites", ["Way", "Size", "Bytes", "Mean of a round"], rows)
 
 
-def _phases_table(run: RunRecord) -> Table:
-    totals: dict[str, float] = {}
-    for record in run.rounds:
-        for phase, seconds in record.seconds.items():
-            totals[phase] = totals.get(phase, 0.0) + seconds
+def phases_table(run: RunRecord) -> Table:
+    """Return the seconds of each phase; what no round recorded is ``other``."""
+    totals = run.seconds_by_phase
     whole = run.summary.seconds
     if whole is not None and whole - sum(totals.values()) > 0.05:
         totals["other (start, joining, final test)"] = whole - sum(totals.values())
     total = sum(totals.values())
     rows = [
-        [phase, seconds_text(seconds), f"{seconds / total:.0%}" if total else MISSING]
+        [phase, seconds_text(seconds), share_text(seconds / total) if total else MISSING]
         for phase, seconds in totals.items()
     ]
     rows.append(["Whole run", MISSING if whole is None else seconds_text(whole), ""])
     return Table("Time by phase", ["Phase", "Time", "Share"], rows, last_is_total=True)
 
 
-def _failures_table(run: RunRecord) -> Table:
+def failures_table(run: RunRecord) -> Table:
+    """Return the replies that are missing, at most ``_MOST_FAILURES`` of them."""
     rows = [
         [str(record.number), name, site.status, site.reason or "no reason given"]
         for record in run.rounds
@@ -132,16 +153,20 @@ def _failures_table(run: RunRecord) -> Table:
     return Table(caption, columns, rows[:_MOST_FAILURES], text_columns=frozenset({1, 2, 3}))
 
 
-def _refused_table(run: RunRecord) -> Table:
+def refused_table(run: RunRecord) -> Table:
+    """Return the sites that took no part."""
     rows = list(run.summary.refused.items())
     return Table("Sites that took no part", ["Site", "Reason"], rows, text_columns=frozenset({1}))
 
 
-def _rounds_table(run: RunRecord) -> Table:
+def rounds_table(run: RunRecord) -> Table:
+    """Return one row a round."""
     measured = dict.fromkeys(name for record in run.rounds for name in record.metrics)
     names = main_metric_first(measured, run.main_metric)
-    columns = ["Round", *(metric_title(name) for name in names), "Loss", "Learning rate",
-               "Sites used / asked", "Time", "Down", "Up", "Largest epsilon"]  # fmt: skip
+    columns = [
+        "Round", *(metric_title(name) for name in names), "Training loss", "Learning rate",
+        "Sites used / asked", "Time", "Down", "Up", "Largest epsilon",
+    ]  # fmt: skip
     rows = [_round_row(record, names) for record in run.rounds]
     return Table("Global model on validation images, by round", columns, rows)
 
@@ -151,7 +176,7 @@ def _round_row(record: RoundRecord, names: Sequence[str]) -> list[str]:
     rate = record.learning_rate
     return [
         str(record.number),
-        *(_metric(record.metrics, name) for name in names),
+        *(metric_text(record.metrics, name) for name in names),
         MISSING if record.loss is None else f"{record.loss:.4f}",
         MISSING if rate is None else f"{rate:.3g}",
         f"{len(record.replied)} / {len(record.asked)}",
@@ -160,11 +185,3 @@ def _round_row(record: RoundRecord, names: Sequence[str]) -> list[str]:
         MISSING if record.bytes_up is None else bytes_text(record.bytes_up),
         epsilon_text(max(epsilons)) if epsilons else MISSING,
     ]
-
-
-def _metric(metrics: Mapping[str, float], name: str | None) -> str:
-    return f"{metrics[name]:.3f}" if name is not None and name in metrics else MISSING
-
-
-def _count(count: int | None) -> str:
-    return MISSING if count is None else f"{count:,}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 
 MAX_TEXT = 300
+MISSING = "–"
 
 
 def metric_title(name: str) -> str:
@@ -26,12 +28,19 @@ def epsilon_text(epsilon: float) -> str:
 
 def seconds_text(seconds: float) -> str:
     """Return a duration such as ``4.2 s``, ``3 min 07 s`` or ``2 h 05 min``."""
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def share_text(share: float) -> str:
+    """Return a share of 1 in percent, such as ``11%``; a small one is not called nothing."""
+    return "< 1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def bytes_text(number: int) -> str:
@@ -67,3 +76,13 @@ def delta_text(delta: float) -> str:
     """Return delta in few characters, such as ``1.5e-5``."""
     mantissa, _, exponent = f"{delta:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def metric_text(metrics: Mapping[str, float], name: str | None) -> str:
+    """Return a metric with three decimals, or a dash."""
+    return f"{metrics[name]:.3f}" if name is not None and name in metrics else MISSING
+
+
+def count_text(count: int | None) -> str:
+    """Return a count with separators, or a dash."""
+    return MISSING if count is None else f"{count:,}"
