@@ -11,9 +11,9 @@ from types import FrameType
 from flwr.app import Context, RecordDict
 from rich.console import Console
 
-from fedmed.assurance.report.page import write_report
 from fedmed.commands.console import ConsoleObserver
 from fedmed.commands.logs import log_to
+from fedmed.commands.run_report import say_how_to_resume, write_run_report
 from fedmed.configuration.commands import ServerSettings
 from fedmed.configuration.loading import load_settings, read_settings, write_settings
 from fedmed.errors import ConfigurationError
@@ -52,6 +52,7 @@ def serve_federation(arguments: Sequence[str], console: Console) -> int:
     with (
         _stop_on_sigterm(),
         log_to(folder.path / "fedmed.log"),
+        say_how_to_resume("python -m server", folder.path, console),
         SuperLink() as superlink,
     ):
         names = {superlink.register_site(name, key): name for name, key in keys.items()}
@@ -69,7 +70,7 @@ def serve_federation(arguments: Sequence[str], console: Console) -> int:
                 _execute(run, superlink)
                 observer.run_finished(run.summary)
         if settings.tracking.report:
-            write_report(folder.path)
+            write_run_report(folder.path)
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
     return 0
 

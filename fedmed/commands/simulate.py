@@ -13,10 +13,10 @@ from rich.console import Console
 
 from clients.app import make_client_app
 from clients.simulated import SimulatedSites
-from fedmed.assurance.report.page import write_report
 from fedmed.commands.baselines import compare_with_baselines
 from fedmed.commands.console import ConsoleObserver
 from fedmed.commands.logs import log_to
+from fedmed.commands.run_report import say_how_to_resume, write_run_report
 from fedmed.commands.sample_data import ensure_archives
 from fedmed.configuration.commands import SimulateSettings
 from fedmed.configuration.groups import Engine
@@ -44,11 +44,14 @@ def simulate(arguments: Sequence[str], console: Console) -> int:
         FedmedError: with what is wrong and the way out.
     """
     settings, folder = _settings_and_folder(arguments)
-    with log_to(folder.path / "fedmed.log"):
+    with (
+        log_to(folder.path / "fedmed.log"),
+        say_how_to_resume("fedmed simulate", folder.path, console),
+    ):
         settings = ensure_archives(settings, folder, console)
         _run(settings, folder, console)
         if settings.tracking.report:
-            write_report(folder.path)
+            write_run_report(folder.path)
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
     return 0
 

@@ -54,7 +54,7 @@ def test_the_run_folder_keeps_its_contract(plain_run):
     names = {path.name for path in plain_run.iterdir()}
     assert names >= {
         "config.yaml", "rounds.jsonl", "summary.json", "model.safetensors", "model.json",
-        "checkpoints", "report.html", "fedmed.log",
+        "checkpoints", "report.html", "fedmed.log", "plots",
     }  # fmt: skip
     facts = summary(plain_run)
     assert facts["task"] == "classification"
