@@ -48,6 +48,9 @@ def _validate_task(plan: Plan) -> None:
     _demand(1 <= model.stages <= 8, f"model.stages={model.stages}: choose 1 to 8.")
     _demand(1 <= model.blocks <= 16, f"model.blocks={model.blocks}: choose 1 to 16.")
     _demand(model.groups >= 1, "model.groups: choose 1 or more.")
+    # A plan comes from outside: it must not make a site allocate hundreds of gigabytes.
+    widest = model.width * 2 ** (model.stages - 1)
+    _demand(widest <= 4096, f"model: {widest} channels in the last stage; keep to 4096.")
 
 
 def _validate_training(plan: Plan) -> None:

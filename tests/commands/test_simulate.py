@@ -82,6 +82,21 @@ def test_images_without_consent_are_counted_and_not_used(plain_run, archives):
         assert facts["train"] + facts["val"] + facts["test"] == len(rows) - withheld
 
 
+def test_no_patient_is_named_anywhere_in_the_run_folder(plain_run, archives):
+    import csv
+
+    markers = set()
+    for manifest in archives.glob("*/manifest.csv"):
+        markers |= {row["patient_id"].encode() for row in csv.DictReader(manifest.open())}
+    assert len(markers) > 30
+    files = [path for path in plain_run.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    written = b"".join(path.read_bytes() for path in files)
+    assert not [marker for marker in markers if marker in written]
+    planted = written + next(iter(markers))  # control: the search finds what is there
+    assert [marker for marker in markers if marker in planted]
+
+
 def test_the_same_seed_gives_the_same_model_whatever_the_number_of_workers(
     plain_run, archives, tmp_path
 ):

@@ -178,6 +178,7 @@ def test_a_plan_survives_the_journey_and_a_hostile_one_does_not():
         (("federation", "rounds"), 0),
         (("federation", "rounds"), "many"),
         (("model", "width"), 10**9),
+        (("model", "width"), 1024),  # with 4 stages: 8,192 channels
         (("task", "labels"), []),
         (("surprise",), 1),
     ]:
