@@ -263,7 +263,7 @@ class SiteConfig:
     state: str | None = None
     device: str = "auto"
     threads: int | None = None
-    max_epsilon: float | None = 10.0
+    max_epsilon: float | None = 20.0
     require_privacy: bool = False
 
 

@@ -32,7 +32,7 @@ def validate_plan(plan: Plan) -> None:
 
 def _validate_task(plan: Plan) -> None:
     labels = plan.task.labels
-    _demand(len(labels) >= 2, "task.labels: name at least two classes, or see docs/new_task.md.")
+    _demand(len(labels) >= 2, "task.labels: name at least two classes.")
     _demand(len(set(labels)) == len(labels), "task.labels: a class name appears twice.")
     size, channels = plan.preprocessing.size, plan.preprocessing.channels
     _demand(8 <= size <= 4096, f"preprocessing.size={size}: choose 8 to 4096 pixels.")

@@ -85,8 +85,6 @@ def train(
     weights = loss_weights(images.targets, config)
     draws = generator(local.seed, "batches")
     steps = steps_per_round(local.local_epochs, len(images), config.batch_size)
-    # Convolutions run a third quicker in this layout, on CPU and GPU alike.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config, config.learning_rate)
     model.train()
     total = torch.zeros((), device=device)
@@ -98,7 +96,7 @@ def train(
             inputs = augment(inputs, draws)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_amp(config, device)):
-            outputs = model(inputs.contiguous(memory_format=torch.channels_last))
+            outputs = model(inputs)
         loss = (task.loss(outputs.float(), images.targets[batch]) * weights[batch]).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -129,3 +129,13 @@ def test_devices():
     for wrong in ("gpu", "cuda:999", "cuda:x"):
         with pytest.raises(ConfigurationError, match=r"site\.device"):
             choose_device(wrong)
+
+
+@pytest.mark.parametrize(("width", "stages"), [(2, 1), (4, 4), (8, 2), (16, 4)])
+def test_networks_of_every_size_train_at_the_default_image_size(width, stages):
+    """torch 2.13 crashed the process here in the channels-last layout, which is not used since."""
+    network = build_model(ModelConfig(width=width, stages=stages), channels=1, outputs=1, seed=0)
+    images = ImageSet(torch.rand(32, 1, 64, 64), torch.arange(32) % 2, torch.arange(32))
+    before = flatten(network)
+    train(network, images, TASK, TrainingConfig(), LocalRound(1, 1, 1.0, seed=1))
+    assert (flatten(network) != before).any()
