@@ -8,33 +8,19 @@ from dataclasses import dataclass, field, fields
 from fedmed.configuration.groups import (
     DataConfig,
     DataSource,
-    FederationConfig,
-    ModelConfig,
-    PreprocessingConfig,
-    PrivacyConfig,
     SimulationConfig,
     SiteConfig,
-    StrategyConfig,
-    TaskConfig,
     TrackingConfig,
-    TrainingConfig,
     TransportConfig,
 )
-from fedmed.configuration.plan import Plan
+from fedmed.configuration.plan import Plan, PlanSettings
 from fedmed.configuration.validation import validate_plan
 from fedmed.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class _PlanSettings:
-    task: TaskConfig = field(default_factory=TaskConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    federation: FederationConfig = field(default_factory=FederationConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
-    seed: int = 0
+class _ProposingSettings(PlanSettings):
+    """Settings of a process that proposes a plan."""
 
     def plan(self) -> Plan:
         """Return the part that all sites must agree on, validated."""
@@ -44,7 +30,7 @@ class _PlanSettings:
 
 
 @dataclass(frozen=True)
-class SimulateSettings(_PlanSettings):
+class SimulateSettings(_ProposingSettings):
     """Settings of ``fedmed simulate``; ``resume`` is a run folder to go on with."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -77,7 +63,7 @@ class SimulateSettings(_PlanSettings):
 
 
 @dataclass(frozen=True)
-class ServerSettings(_PlanSettings):
+class ServerSettings(_ProposingSettings):
     """Settings of ``python -m server``."""
 
     transport: TransportConfig = field(default_factory=TransportConfig)

@@ -30,7 +30,7 @@ MAX_PLAN_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanSettings:
     """All settings that shape the trained model.
 
     Attributes:
@@ -45,6 +45,11 @@ class Plan:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan(PlanSettings):
+    """What the server proposes and each site checks."""
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no white space."""

@@ -36,31 +36,5 @@ class Observer(Protocol):
         """Hand over ``summary.json``."""
 
 
-class SilentObserver:
+class SilentObserver(Observer):
     """Tells nobody."""
-
-    def run_started(self, run_name: str, rounds: int, sites: Sequence[str]) -> None:
-        """Ignore."""
-
-    def site_joined(
-        self, site: str, counts: Mapping[str, int], excluded: Mapping[str, int]
-    ) -> None:
-        """Ignore."""
-
-    def site_refused(self, site: str, reason: str) -> None:
-        """Ignore."""
-
-    def round_started(self, number: int, participants: Sequence[str]) -> None:
-        """Ignore."""
-
-    def site_progress(self, site: str, fraction: float) -> None:
-        """Ignore."""
-
-    def site_replied(self, site: str, status: str, reason: str | None) -> None:
-        """Ignore."""
-
-    def round_finished(self, record: Mapping[str, object]) -> None:
-        """Ignore."""
-
-    def run_finished(self, summary: Mapping[str, object]) -> None:
-        """Ignore."""
