@@ -1,0 +1,1 @@
+"""The same apps, and the same rounds, on each engine of ``round_overhead.py``."""
