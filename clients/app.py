@@ -79,4 +79,4 @@ def _evaluate(site: Site, message: Message) -> RecordDict:
 def _weights(site: Site, request: Request, content: RecordDict) -> FloatVector:
     size = site.layout(request).size
     weights = unpack_arrays(content, {WEIGHTS: (size,)}, FLOAT32)[WEIGHTS]
-    return weights.astype(np.float32)
+    return weights.astype(np.float32, copy=False)

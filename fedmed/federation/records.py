@@ -8,6 +8,7 @@ before a single value is touched.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from fedmed.errors import ProtocolError
 
 RAW = "fedmed.raw-le"
+# Flower stores equal bytes once and forgets them with the first message that is done: the same
+# counts from two sites (both without a validation image, say) would lose the second one's answer.
+SALT_BYTES = 16
 FLOAT32 = "<f4"
 FLOAT64 = "<f8"
 PROTOCOL_VERSION = 1
@@ -139,11 +143,12 @@ _FIELDS: dict[type[Request] | type[Reply], dict[str, tuple[type, ...]]] = {
 
 
 def pack_arrays(arrays: Arrays) -> ArrayRecord:
-    """Pack arrays as raw little-endian bytes, float32 or float64."""
+    """Pack arrays as raw little-endian bytes, float32 or float64, behind a few random ones."""
     packed = {}
     for name, array in arrays.items():
         kind = FLOAT32 if array.dtype == np.float32 else FLOAT64
-        data = np.ascontiguousarray(array, dtype=kind).tobytes()
+        raw = np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8)
+        data = b"".join((secrets.token_bytes(SALT_BYTES), raw.data))
         packed[name] = Array(dtype=kind, shape=tuple(array.shape), stype=RAW, data=data)
     return ArrayRecord(packed)
 
@@ -167,13 +172,13 @@ def unpack_arrays(
     arrays = {}
     for name, shape in expected.items():
         array = record[name]
-        size = prod(shape) * np.dtype(dtype).itemsize
+        size = SALT_BYTES + prod(shape) * np.dtype(dtype).itemsize
         declared = (array.dtype, tuple(array.shape), array.stype)
         if declared != (dtype, shape, RAW) or len(array.data) != size:
             raise ProtocolError(
                 f"Array {name!r} is not {dtype} of shape {shape} in {size} bytes, as agreed."
             )
-        values = np.frombuffer(array.data, dtype=dtype).reshape(shape)
+        values = np.frombuffer(array.data, dtype=dtype, offset=SALT_BYTES).reshape(shape)
         if not np.isfinite(values).all():
             raise ProtocolError(f"Array {name!r} holds NaN or infinity.")
         arrays[name] = values

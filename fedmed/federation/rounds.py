@@ -238,7 +238,9 @@ class RoundLoop:
             except ProtocolError as error:
                 entry.update(status=Status.FAILED.value, reason=str(error))
                 continue
-            updates.append(WeightedUpdate(name, update.astype(np.float32), reply.examples))
+            updates.append(
+                WeightedUpdate(name, update.astype(np.float32, copy=False), reply.examples)
+            )
             entry.update(examples=reply.examples, loss=reply.loss, epsilon=reply.epsilon)
         return updates, sites
 

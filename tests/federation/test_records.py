@@ -14,6 +14,7 @@ from fedmed.errors import ConfigurationError, ProtocolError
 from fedmed.federation.records import (
     FLOAT32,
     RAW,
+    SALT_BYTES,
     Evaluated,
     Joined,
     Refused,
@@ -35,7 +36,12 @@ REPLIES = [
 
 
 def arrays_of(**changes):
-    fields = {"dtype": FLOAT32, "shape": (4,), "stype": RAW, "data": bytes(16)} | changes
+    fields = {
+        "dtype": FLOAT32,
+        "shape": (4,),
+        "stype": RAW,
+        "data": bytes(SALT_BYTES + 16),
+    } | changes
     content = RecordDict()
     content["arrays"] = ArrayRecord({changes.pop("name", "update"): Array(**fields)})
     return content
@@ -66,10 +72,10 @@ def test_arrays_come_back_bit_for_bit():
         {"shape": (2, 2)},
         {"shape": (-4,)},
         {"stype": "numpy.ndarray"},
-        {"data": bytes(15)},
-        {"data": bytes(17)},
-        {"data": np.array([1, np.nan, 0, 0], "<f4").tobytes()},
-        {"data": np.array([1, np.inf, 0, 0], "<f4").tobytes()},
+        {"data": bytes(SALT_BYTES + 15)},
+        {"data": bytes(SALT_BYTES + 17)},
+        {"data": bytes(SALT_BYTES) + np.array([1, np.nan, 0, 0], "<f4").tobytes()},
+        {"data": bytes(SALT_BYTES) + np.array([1, np.inf, 0, 0], "<f4").tobytes()},
     ],
     ids=str,
 )
@@ -77,6 +83,12 @@ def test_arrays_other_than_agreed_are_refused(changes):
     with pytest.raises(ProtocolError):
         unpack_arrays(arrays_of(**changes), SHAPES, FLOAT32)
     unpack_arrays(arrays_of(), SHAPES, FLOAT32)  # control
+
+
+def test_the_same_counts_from_two_sites_are_different_bytes():
+    zeros = {"update": np.zeros(4, np.float32)}
+    first, second = (pack(Trained("a", 1, 0.0, None, 0.0), zeros)["arrays"] for _ in "ab")
+    assert first["update"].data != second["update"].data
 
 
 def test_a_header_that_claims_terabytes_allocates_nothing():

@@ -20,7 +20,10 @@ class FedAvg:
 
     def apply(self, weights: FloatVector, updates: Sequence[WeightedUpdate]) -> FloatVector:
         """Return ``weights + server_learning_rate * mean update``."""
-        return (weights + self._rate * weighted_mean(updates)).astype(np.float32)
+        step = weighted_mean(updates)
+        step *= self._rate
+        step += weights
+        return step.astype(np.float32)
 
     def state(self) -> Mapping[str, NDArray[np.float64]]:
         """FedAvg remembers nothing."""
