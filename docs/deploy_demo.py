@@ -64,7 +64,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(process("server", folder, address, *rounds))
         for site in sites:
-            settings = [f"site={site}", f"data.root={data}", address, "site.threads=1"]
+            settings = [f"site={site}", f"data.root={data}", address]
             stack.enter_context(process("clients", folder, *settings))
         return server.wait()
 

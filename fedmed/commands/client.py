@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fedmed.configuration.loading import load_settings
 from fedmed.data.sources import CohortLoader, site_sources
 from fedmed.errors import ConfigurationError
 from fedmed.federation.flower_link import FleetConnection
+from fedmed.training.device import default_threads
 from fedmed.trust.certificates import load_site_key
 
 EXAMPLES = """\
@@ -42,7 +44,8 @@ def join_federation(arguments: Sequence[str], console: Console) -> int:
     name = settings.site.name
     key = load_site_key(Path(settings.transport.site_key))
     state = Path(settings.site.state or f"state/{name}")
-    site = Site(settings.site, _loader(settings), state)
+    threads = settings.site.threads or default_threads()
+    site = Site(replace(settings.site, threads=threads), _loader(settings), state)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())

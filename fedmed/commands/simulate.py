@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from fedmed.data.sources import site_sources
 from fedmed.errors import ConfigurationError
 from fedmed.federation.in_process import RUN_ID, InProcessGrid
 from fedmed.federation.run_folder import RunFolder
+from fedmed.training.device import available_cores
 from fedmed.training.noise import SecureNoise, SeededNoise
 from server.app import ServerRun, make_server_app
 
@@ -105,7 +105,7 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
             else:
                 _run_in_process(run, sites, settings)
             if settings.simulation.compare:
-                torch.set_num_threads(settings.site.threads or _cores())
+                torch.set_num_threads(settings.site.threads or available_cores())
                 console.print("Training the baselines: each site alone, then the pooled images")
                 run.summary["baselines"] = compare_with_baselines(settings, sites, observer)
                 folder.write_json("summary.json", run.summary)
@@ -114,18 +114,9 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
         observer.run_finished(run.summary)
 
 
-def _cores() -> int:
-    """CPU cores that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _workers(settings: SimulateSettings, sites: int) -> tuple[int, int]:
     """Return how many sites work at once, and torch threads for each of them."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = available_cores()
     workers = settings.simulation.workers or max(1, min(sites, cores))
     threads = settings.site.threads or max(1, cores // workers)
     return workers, threads
@@ -151,7 +142,7 @@ def _run_on_ray(run: ServerRun, sites: SimulatedSites, settings: SimulateSetting
             "simulation=ray needs Ray: pip install 'fedmed[ray]', or leave simulation=in_process."
         ) from error
     workers, threads = _workers(settings, len(sites.names))
-    share = max(1, _cores() // workers)
+    share = max(1, available_cores() // workers)
     located = replace(
         sites,
         folder=sites.folder.resolve(),

@@ -254,7 +254,7 @@ class SiteConfig:
         name: the site's name in the consortium.
         state: folder of the ledger and the egress record; ``null`` is ``state/NAME``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
-        threads: CPU threads of local training; ``null`` leaves it to torch.
+        threads: CPU threads of local training; ``null`` is half of the cores, at most 8.
         max_epsilon: refuse a round that would pass it; ``null`` is no limit.
         require_privacy: refuse a plan without differential privacy.
     """
