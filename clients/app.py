@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from clients.site import Site
 from fedmed.data.cohort import SPLITS
-from fedmed.errors import FedmedError, ProtocolError
+from fedmed.errors import DataError, EmptyCohortError, FedmedError, ProtocolError
 from fedmed.federation.records import (
     FLOAT32,
     Refused,
@@ -47,7 +47,9 @@ def make_client_app(find_site: FindSite) -> ClientApp:
                 content = handler(site, message)
             except FedmedError as error:
                 log.warning("%s refuses: %s", site.name, error)
-                content = site.egress.release(Refused(site.name, type(error).__name__, str(error)))
+                content = site.egress.release(
+                    Refused(site.name, type(error).__name__, _outside(error))
+                )
             return Message(content, reply_to=message)
 
         return handle
@@ -56,6 +58,17 @@ def make_client_app(find_site: FindSite) -> ClientApp:
     app.train()(answer(_train))
     app.evaluate()(answer(_evaluate))
     return app
+
+
+def _outside(error: FedmedError) -> str:
+    """Return what the server may read of an error.
+
+    Messages about an archive quote its manifest: names of columns and classes, which may hold
+    anything where a column was mixed up. They stay in the site's own log.
+    """
+    if isinstance(error, DataError) and not isinstance(error, EmptyCohortError):
+        return "the site's archive cannot be used as it is; the log at the site says why"
+    return str(error)
 
 
 def _join(site: Site, message: Message) -> RecordDict:

@@ -8,6 +8,7 @@ before a single value is touched.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -264,6 +265,9 @@ def _checked(kind: type[Request] | type[Reply], fields: dict[str, object]) -> di
             fields[name] = value = float(value)
         if type(value) not in types:
             raise ProtocolError(f"Field {name!r} of a {kind.__name__} message has a wrong type.")
+        # Python's JSON reader takes NaN and Infinity, which JSON does not have.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ProtocolError(f"Field {name!r} of a {kind.__name__} message is not finite.")
     return fields
 
 

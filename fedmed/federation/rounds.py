@@ -234,7 +234,9 @@ class RoundLoop:
                 shapes = {UPDATE: (self.layout.size,)}
                 update = unpack_arrays(outcome.content, shapes, FLOAT32)[UPDATE]
                 if reply.site != name:
-                    raise ProtocolError("The update is signed with another site's name.")
+                    raise ProtocolError("The update comes under another site's name.")
+                if reply.examples > self.participants.joined[node].train:
+                    raise ProtocolError("The site claims more images than when it joined.")
             except ProtocolError as error:
                 entry.update(status=Status.FAILED.value, reason=str(error))
                 continue

@@ -242,3 +242,26 @@ def test_the_ray_engine_gives_the_same_model(archives, tmp_path):
         runs.append(run)
     for name, array in weights_of(runs[0]).items():
         np.testing.assert_allclose(weights_of(runs[1])[name], array, atol=1e-6)
+
+
+def test_what_a_manifest_says_does_not_leave_the_site_in_a_refusal(archives, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(archives, data)
+    manifest = data / "cedar" / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+    label = header.split(",").index("label")
+    mixed_up = []
+    for row in rows:
+        cells = row.split(",")
+        cells[label] = "DOE^JANE"
+        mixed_up.append(",".join(cells))
+    manifest.write_text("\n".join([header, *mixed_up]) + "\n")
+    code, run = simulate(
+        tmp_path / "out", "data=manifest", f"data.root={data}", "privacy=off",
+        "federation.rounds=1",
+    )  # fmt: skip
+    assert code == 0
+    assert "log at the site" in summary(run)["refused"]["cedar"]
+    for name in ("summary.json", "rounds.jsonl", "report.html"):
+        assert "DOE" not in (run / name).read_text()
+    assert "DOE^JANE" in (run / "fedmed.log").read_text()  # control: the engineer is told

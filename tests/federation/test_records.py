@@ -201,3 +201,9 @@ def test_a_plan_survives_the_journey_and_a_hostile_one_does_not():
         node[path[-1]] = value
         with pytest.raises(ConfigurationError):
             Plan.from_json(json.dumps(changed))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_figures_that_are_not_finite_are_refused(value):
+    with pytest.raises(ProtocolError, match="not finite"):
+        unpack_reply(pack(Trained("cs", 3, None, value, 0.1)))

@@ -61,11 +61,12 @@ def scripted_app(**scripts):
             update = update[:-1]
         if odd == "nan":
             update[3] = np.nan
+        examples = 10**9 if odd == "too many examples" else EXAMPLES[name]
         if odd == "other name":
             name = "b" if name != "b" else "a"
         if odd == "wrong kind":
             return Message(pack(Evaluated(name, "val"), {UPDATE: update}), reply_to=message)
-        report = Trained(name, EXAMPLES.get(name, 1), 0.5, None, 0.1)
+        report = Trained(name, examples, 0.5, None, 0.1)
         return Message(pack(report, {UPDATE: update}), reply_to=message)
 
     @app.evaluate()
@@ -121,6 +122,7 @@ def test_the_average_is_weighted_by_examples(tmp_path):
         ("nan", "failed"),
         ("other name", "failed"),
         ("wrong kind", "failed"),
+        ("too many examples", "failed"),
     ],
 )
 def test_a_bad_answer_counts_as_failed_and_the_round_goes_on(tmp_path, odd, status):

@@ -42,7 +42,7 @@ def test_it_learns_and_the_same_seed_gives_the_same_weights():
     for _ in range(2):
         models.append(network())
         loss = train(models[-1], bright_squares(), TASK, config, LocalRound(1, 1, 15.0, seed=1))
-    assert loss < 0.6
+    assert loss < 0.6  # mean over all epochs; 0.693 is chance
     assert (flatten(models[0]) == flatten(models[1])).all()
     figures = TASK.metrics(evaluate(models[0], bright_squares(), TASK))
     assert figures["auroc"] > 0.9
