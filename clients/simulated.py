@@ -24,6 +24,7 @@ class SimulatedSites:
         names: of the sites, by partition number.
         folder: of the run; each site's state is below it.
         seeded_noise: tests only.
+        ideal_aggregation: this process stands in for secure aggregation.
         progress: told of training's progress; None with Ray, whose sites are other processes.
     """
 
@@ -32,6 +33,7 @@ class SimulatedSites:
     names: tuple[str, ...]
     folder: Path
     seeded_noise: bool = False
+    ideal_aggregation: bool = False
     progress: Progress | None = None
 
     def __call__(self, context: Context) -> Site:
@@ -48,6 +50,7 @@ class SimulatedSites:
                 load=loaders[name],
                 state=self.folder / "sites" / name,
                 seeded_noise=self.seeded_noise,
+                ideal_aggregation=self.ideal_aggregation,
                 progress=self.progress or (lambda _site, _share: None),
             )
         return _made[key]

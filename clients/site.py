@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fedmed.configuration.groups import SiteConfig
+from fedmed.configuration.groups import PrivacyModel, SiteConfig
 from fedmed.configuration.plan import Plan
 from fedmed.data.cohort import Cohort, Reading
 from fedmed.data.labels import LabelSchema
@@ -28,9 +28,10 @@ from fedmed.training.device import choose_device
 from fedmed.training.evaluate import evaluate
 from fedmed.training.ledger import Ledger, Reservation
 from fedmed.training.noise import NoiseSource, SecureNoise, SeededNoise
+from fedmed.training.present_plan import PresentPlan
 from fedmed.training.private import check_trainable_privately, train_privately
 from fedmed.training.seeds import derive_seed
-from fedmed.training.site_plan import SitePrivacy, site_privacy
+from fedmed.training.site_plan import SitePrivacy, check_site_policy, site_privacy
 from fedmed.training.trainer import LocalRound, train
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Site:
         load: reads the site's archive.
         state: folder of ledger, egress record and quarantine list.
         seeded_noise: tests only; set where the site starts, never by a message.
+        ideal_aggregation: simulations only; the process that holds all sites stands in for secure
+            aggregation.
         progress: told of the share of a round's training that is done.
     """
 
@@ -65,6 +68,7 @@ class Site:
     load: CohortLoader
     state: Path
     seeded_noise: bool = False
+    ideal_aggregation: bool = False
     progress: Progress = lambda _site, _share: None
     _prepared: dict[str, _Prepared] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -87,6 +91,8 @@ class Site:
         """
         ready = self._prepare(request)
         sizes = {split: len(images) for split, images in ready.cohort.splits.items()}
+        if ready.privacy is not None:
+            self._note_present_plan(request, ready.plan, ready.privacy)
         return Joined(
             site=self.name,
             train=sizes["train"],
@@ -143,7 +149,7 @@ class Site:
             )
         report = Trained(
             site=self.name,
-            examples=len(images),
+            examples=ready.privacy.units if ready.privacy else len(images),
             loss=loss,
             epsilon=epsilon,
             seconds=time.monotonic() - started,
@@ -179,9 +185,12 @@ class Site:
             return self._prepared[request.plan]
 
     def _read_plan(self, plan: Plan) -> _Prepared:
-        if self.config.require_privacy and not plan.privacy.enabled:
+        check_site_policy(plan, self.config)
+        distributed = plan.privacy.enabled and plan.privacy.model == PrivacyModel.distributed
+        if distributed and not self.ideal_aggregation:
             raise PrivacyError(
-                "This site takes part with differential privacy only (site.require_privacy)."
+                "The plan's noise is right for a sum alone (privacy.model=distributed), and this "
+                "version has no secure aggregation yet. Choose privacy.model=local."
             )
         task = build_task(plan.task)
         model = self._model(plan, task)
@@ -212,10 +221,31 @@ class Site:
     def _reserve(self, request: Request, privacy: SitePrivacy) -> float:
         repeatable = f"{request.run}/{request.round}" if self.seeded_noise else ""
         return self.ledger.reserve(
-            Reservation(request.run, request.round, privacy.mechanism.steps, repeatable),
+            Reservation(
+                run=request.run,
+                round=request.round,
+                steps=privacy.mechanism.steps,
+                repeatable=repeatable,
+                site=self.name,
+                study=self.config.study,
+                unit=privacy.mechanism.unit,
+                images_per_patient=privacy.images_per_patient,
+            ),
             delta=privacy.delta,
             max_epsilon=self.config.max_epsilon,
         )
+
+    def _note_present_plan(self, request: Request, plan: Plan, privacy: SitePrivacy) -> None:
+        """Let ``fedmed ledger show`` tell how many rounds of this plan are left."""
+        PresentPlan(
+            run=request.run,
+            rounds=plan.federation.rounds,
+            study=self.config.study,
+            unit=privacy.mechanism.unit,
+            delta=privacy.delta,
+            steps=privacy.mechanism.steps,
+            images_per_patient=privacy.images_per_patient,
+        ).write(self.state)
 
     def _noise(self, plan: Plan, number: int) -> NoiseSource:
         if self.seeded_noise:

@@ -22,6 +22,8 @@ commands:
   client     one hospital's client (also: python -m clients)
   data       make demo archives, check archives
   pki        certificates and keys
+  ledger     what the privacy ledger of a site says
+  audit      attack the privacy of a training, and see it hold
 
 fedmed COMMAND --help tells more. Settings are Hydra overrides: key=value."""
 
@@ -73,6 +75,14 @@ def _run(name: str, rest: list[str], console: Console) -> int:
         from fedmed.commands.pki import pki_command  # noqa: PLC0415
 
         return pki_command(rest, console)
+    if name == "ledger":
+        from fedmed.commands.ledger import ledger_command  # noqa: PLC0415
+
+        return ledger_command(rest, console)
+    if name == "audit":
+        from fedmed.commands.audit import audit_command  # noqa: PLC0415
+
+        return audit_command(rest, console)
     raise FedmedError(f"There is no command {name}. See fedmed --help.")
 
 

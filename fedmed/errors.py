@@ -52,6 +52,10 @@ class PrivacyError(FedmedError):
     exit_code = 5
 
 
+class BudgetError(PrivacyError):
+    """A round would pass the site's privacy budget; the site sits out, nothing was trained."""
+
+
 class ProtocolError(FedmedError):
     """A message from the other side is not what was agreed; nothing of it was used."""
 

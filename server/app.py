@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmed.configuration.plan import Plan
+from fedmed.federation.central_noise import with_privacy_model
 from fedmed.federation.cohort import Roster
 from fedmed.federation.observer import Observer
 from fedmed.federation.rounds import RoundLoop
 from fedmed.federation.run_folder import Checkpoint, RunFolder
 from fedmed.federation.strategies.registry import build_strategy
 from fedmed.federation.summary import model_card, summarise
-from fedmed.models.parameters import ParameterLayout, flatten
+from fedmed.models.initial_weights import load_initial_weights
+from fedmed.models.parameters import ParameterLayout, flatten, trained_mask
 from fedmed.models.registry import build_model
 from fedmed.tasks.registry import build_task
+from fedmed.training.noise import NoiseSource, SecureNoise
 from fedmed.training.seeds import derive_seed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,7 +38,9 @@ class ServerRun:
         observer: told of events.
         roster: names of nodes by key, in deployment.
         expected: number of sites that may come, if known.
-        noise: what privacy noise is made from, for the report.
+        noise: what privacy noise is made from, for the report; and what the server draws from if
+            it is the one to add it.
+        initial: weights to start from; None is random ones.
         summary: content of ``summary.json``, once the run is over.
     """
 
@@ -40,7 +49,8 @@ class ServerRun:
     observer: Observer
     roster: Roster | None = None
     expected: int | None = None
-    noise: str = "secure"
+    noise: NoiseSource = field(default_factory=SecureNoise)
+    initial: Path | None = None
     summary: dict[str, object] = field(default_factory=dict)
 
     def execute(self, grid: Grid) -> None:
@@ -58,6 +68,9 @@ class ServerRun:
             seed=derive_seed(plan.seed, "model"),
         )
         layout = ParameterLayout.of(model)
+        if self.initial is not None:
+            matched = load_initial_weights(model, self.initial)
+            log.info("initial weights: %s", matched)
         start = self.folder.newest_checkpoint(layout)
         if start is None:
             start = Checkpoint(run=secrets.token_hex(8), round=0, weights=flatten(model))
@@ -67,7 +80,9 @@ class ServerRun:
             plan=plan,
             task=task,
             layout=layout,
-            strategy=build_strategy(plan.strategy),
+            strategy=with_privacy_model(
+                build_strategy(plan.strategy), plan, trained_mask(model), self.noise
+            ),
             folder=self.folder,
             observer=self.observer,
             run=start.run,
@@ -77,7 +92,9 @@ class ServerRun:
         final = loop.train(start)
         evaluation = loop.evaluate(final.weights, "test", final.round)
         self.folder.write_model(final.weights, layout, model_card(plan, layout))
-        self.summary = summarise(plan, layout, loop.participants, final, evaluation, self.noise)
+        self.summary = summarise(
+            plan, layout, loop.participants, final, evaluation, self.noise.description
+        )
         self.folder.write_json("summary.json", self.summary)
 
 

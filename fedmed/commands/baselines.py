@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from clients.simulated import SimulatedSites
 from fedmed.configuration.commands import SimulateSettings
@@ -27,6 +28,7 @@ def compare_with_baselines(
         metrics of the pooled model on the union.
     """
     plan = settings.plan()
+    initial = Path(settings.model.init) if settings.model.init else None
     request = Request("baselines", 0, plan.to_json())
     cohorts = {name: sites.site_named(name).cohort(request) for name in sites.names}
     task = sites.site_named(sites.names[0]).task(request)
@@ -38,9 +40,8 @@ def compare_with_baselines(
         return SecureNoise()
 
     def scores(name: str, images: ImageSet, report: Callable[[float], None]) -> dict[str, object]:
-        model = train_baseline(
-            plan, task, Baseline(name, images, report), settings.site.device, noise(name)
-        )
+        baseline = Baseline(name, images, report, initial)
+        model = train_baseline(plan, task, baseline, settings.site.device, noise(name))
         parts = {site: evaluate(model, test, task) for site, test in tests.items()}
         union = task.metrics(merge([parts[site] for site in sorted(parts)]))
         own = task.metrics(parts[name]) if name in parts else {}

@@ -65,7 +65,12 @@ def serve_federation(arguments: Sequence[str], console: Console) -> int:
             )
             with ConsoleObserver(console) as observer:
                 run = ServerRun(
-                    settings.plan(), folder, observer, lambda: names, expected=len(keys)
+                    settings.plan(),
+                    folder,
+                    observer,
+                    lambda: names,
+                    expected=len(keys),
+                    initial=Path(settings.model.init) if settings.model.init else None,
                 )
                 _execute(run, superlink)
                 observer.run_finished(run.summary)

@@ -26,6 +26,7 @@ from fedmed.federation.in_process import RUN_ID, InProcessGrid
 from fedmed.federation.run_folder import RunFolder
 from fedmed.training.device import available_cores
 from fedmed.training.noise import SecureNoise, SeededNoise
+from fedmed.training.seeds import derive_seed
 from server.app import ServerRun, make_server_app
 
 EXAMPLES = """\
@@ -88,7 +89,10 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
             folder,
             observer,
             expected=len(names),
-            noise=SeededNoise.description if seeded else SecureNoise.description,
+            initial=Path(settings.model.init) if settings.model.init else None,
+            noise=SeededNoise(derive_seed(plan.seed, "noise", "server"))
+            if seeded
+            else SecureNoise(),
         )
         ray = settings.simulation.engine == Engine.ray
         sites = SimulatedSites(
@@ -97,6 +101,7 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
             names,
             folder.path,
             seeded,
+            settings.simulation.ideal_aggregation,
             None if ray else observer.site_progress,
         )
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 from fedmed.configuration.groups import (
     DataConfig,
     DataSource,
+    PrivacyModel,
     SimulationConfig,
     SiteConfig,
     TrackingConfig,
@@ -24,7 +28,11 @@ class _ProposingSettings(PlanSettings):
 
     def plan(self) -> Plan:
         """Return the part that all sites must agree on, validated."""
-        plan = Plan(**{entry.name: getattr(self, entry.name) for entry in fields(Plan)})
+        values = {entry.name: getattr(self, entry.name) for entry in fields(Plan)}
+        if self.model.init is not None:
+            # A path says something of the proposer's machine and nothing of the weights.
+            values["model"] = replace(self.model, init=_fingerprint(Path(self.model.init)))
+        plan = Plan(**values)
         validate_plan(plan)
         return plan
 
@@ -60,6 +68,10 @@ class SimulateSettings(_ProposingSettings):
             raise ConfigurationError(f"simulation.workers={workers}: choose 1 to 1024.")
         validate_site(self.site)
         _refuse_seeded_noise_in_production(self.simulation)
+        if not self.simulation.ideal_aggregation:
+            _refuse_distributed_noise(
+                plan, " In a simulation, simulation.ideal_aggregation=true stands in for it."
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ class ServerSettings(_ProposingSettings):
         Raises:
             ConfigurationError: naming the key and the way out.
         """
-        self.plan()
+        _refuse_distributed_noise(self.plan(), "")
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,12 @@ def validate_site(site: SiteConfig) -> None:
         raise ConfigurationError(f"site.threads={site.threads}: choose 1 or more, or null.")
     if site.max_epsilon is not None and site.max_epsilon <= 0:
         raise ConfigurationError("site.max_epsilon: choose above 0, or null for no limit.")
+    if not 0 < site.max_delta < 1:
+        raise ConfigurationError("site.max_delta: choose a small value above 0, such as 1e-5.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", site.study):
+        raise ConfigurationError(
+            f"site.study={site.study}: choose a name of letters, digits, dots and dashes."
+        )
 
 
 def _refuse_seeded_noise_in_production(simulation: SimulationConfig) -> None:
@@ -137,3 +155,22 @@ def _refuse_seeded_noise_in_production(simulation: SimulationConfig) -> None:
             "simulation.seeded_noise=true voids differential privacy and is for tests: set the "
             "environment variable FEDMED_ALLOW_SEEDED_NOISE=1 as well to confirm."
         )
+
+
+def _refuse_distributed_noise(plan: Plan, hint: str) -> None:
+    if plan.privacy.enabled and plan.privacy.model == PrivacyModel.distributed:
+        raise ConfigurationError(
+            "privacy.model=distributed needs secure aggregation, which this version does not have "
+            "yet: each update by itself would carry too little noise. Choose privacy.model=local."
+            + hint
+        )
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigurationError(
+            f"model.init={path}: there is no such file, or it cannot be read."
+        ) from error

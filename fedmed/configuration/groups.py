@@ -47,6 +47,37 @@ class Normalisation(StrEnum):
     batch = "batch"
 
 
+class Unit(StrEnum):
+    """Whose contribution differential privacy bounds."""
+
+    patient = "patient"
+    image = "image"
+
+
+class PrivacyModel(StrEnum):
+    """Who adds the noise."""
+
+    local = "local"
+    distributed = "distributed"
+    central = "central"
+
+
+class Sampling(StrEnum):
+    """How a step's batch is drawn under differential privacy."""
+
+    poisson = "poisson"
+    shuffle = "shuffle"
+
+
+class Clipping(StrEnum):
+    """How gradients are clipped one by one; all ways give the same sum."""
+
+    auto = "auto"
+    book_keeping = "book_keeping"
+    functional = "functional"
+    hooks = "hooks"
+
+
 class Engine(StrEnum):
     """What carries messages in a simulation."""
 
@@ -81,6 +112,11 @@ class ModelConfig:
         blocks: residual blocks a stage.
         groups: most groups in a GroupNorm layer.
         normalisation: ``group``; ``batch`` for comparisons without differential privacy only.
+        init: safetensors file that the training starts from, read by the proposer alone; in the
+            plan stands its SHA-256 in place of the path. ``null`` is random weights.
+        weight_standardisation: give each convolution's filters mean 0 and variance 1.
+        freeze: patterns (as ``encoder.layers.0*``) of parameters that keep their first values;
+            neither trained nor noised.
     """
 
     name: str = "residual_cnn"
@@ -89,6 +125,9 @@ class ModelConfig:
     blocks: int = 1
     groups: int = 8
     normalisation: Normalisation = Normalisation.group
+    init: str | None = None
+    weight_standardisation: bool = False
+    freeze: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -202,25 +241,48 @@ class PrivacyConfig:
     Attributes:
         preset: name of the preset, for the report.
         enabled: whether updates are clipped and noised.
-        target_epsilon: spent by a site's images over the whole planned run; each site solves for
-            its own noise multiplier.
+        unit: ``patient`` bounds what all images of a patient do together, ``image`` what one does.
+        model: ``local`` (each site adds all the noise it needs), ``distributed`` (each adds a
+            share, the sum carries the target; needs secure aggregation) or ``central`` (the
+            server adds it; for comparisons).
+        target_epsilon: spent by one unit over the whole planned run; each site solves for its own
+            noise multiplier.
         delta: probability bound; ``null`` is ``1 / (10 x patients)`` of the site, at most 1e-5.
         noise_multiplier: fixed noise instead of a target epsilon.
-        clipping_norm: L2 bound on one image's gradient.
-        sample_rate: probability that an image is in a step's batch (Poisson sampling).
-        max_physical_batch: images whose gradients are held in memory at once.
+        clipping_norm: L2 bound on one unit's gradient.
+        sampling: ``poisson``; the accounting holds for nothing else.
+        sample_rate: probability that a unit is in a step's batch.
+        batch_size: expected units a step, instead of a sample rate: each site divides by its own
+            number of units.
+        images_per_patient: most images that a patient lends to one step, chosen anew each time
+            (``unit=patient``).
+        augmentation_multiplicity: views of each image a step, averaged before clipping.
+        ema_decay: send the exponential moving average of the round's steps; ``null`` is the last.
+        max_physical_batch: images (times views) whose gradients are held in memory at once.
+        clipping: ``auto`` chooses the quickest way that is right for the network.
         learning_rate: replaces ``training.learning_rate`` while privacy is on.
+        honest_sites: smallest number of honest sites in a sum (``model=distributed``); ``null``
+            is ``federation.minimum_sites``.
     """
 
     preset: str = "off"
     enabled: bool = False
+    unit: Unit = Unit.image
+    model: PrivacyModel = PrivacyModel.local
     target_epsilon: float | None = None
     delta: float | None = None
     noise_multiplier: float | None = None
     clipping_norm: float = 1.0
-    sample_rate: float = 0.1
+    sampling: Sampling = Sampling.poisson
+    sample_rate: float | None = 0.1
+    batch_size: int | None = None
+    images_per_patient: int = 8
+    augmentation_multiplicity: int = 1
+    ema_decay: float | None = None
     max_physical_batch: int = 256
+    clipping: Clipping = Clipping.auto
     learning_rate: float | None = None
+    honest_sites: int | None = None
 
 
 @dataclass(frozen=True)
@@ -255,16 +317,22 @@ class SiteConfig:
         state: folder of the ledger and the egress record; ``null`` is ``state/NAME``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         threads: CPU threads of local training; ``null`` is half of the cores, at most 8.
+        study: name of the patients' account in the ledger; runs on the same patients share it.
         max_epsilon: refuse a round that would pass it; ``null`` is no limit.
+        max_delta: refuse a plan that states epsilon at a larger delta.
         require_privacy: refuse a plan without differential privacy.
+        allow_central_privacy: take part in plans where the server, not this site, adds the noise.
     """
 
     name: str = ""
     state: str | None = None
     device: str = "auto"
     threads: int | None = None
+    study: str = "main"
     max_epsilon: float | None = 20.0
+    max_delta: float = 1e-5
     require_privacy: bool = False
+    allow_central_privacy: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,12 +344,15 @@ class SimulationConfig:
         workers: sites that work at the same time; ``null`` is one for each CPU core.
         compare: also train local-only models and one on the pooled images.
         seeded_noise: privacy noise from the seed, for tests: voids the guarantee.
+        ideal_aggregation: hand the strategy the sum of the updates only, as secure aggregation
+            would, so that ``privacy.model=distributed`` can be compared.
     """
 
     engine: Engine = Engine.in_process
     workers: int | None = None
     compare: bool = False
     seeded_noise: bool = False
+    ideal_aggregation: bool = False
 
 
 @dataclass(frozen=True)

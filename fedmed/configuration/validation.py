@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
-from fedmed.configuration.groups import Normalisation
+from fedmed.configuration.groups import Normalisation, Optimizer, PrivacyModel, Sampling, Unit
 from fedmed.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from fedmed.configuration.plan import Plan
+
+
+_NOT_FOR_CLASSIFICATION = ("unet", "detector")
 
 
 def _demand(condition: bool, message: str) -> None:
@@ -32,6 +36,11 @@ def validate_plan(plan: Plan) -> None:
 
 def _validate_task(plan: Plan) -> None:
     labels = plan.task.labels
+    _demand(
+        plan.task.name != "classification" or plan.model.name not in _NOT_FOR_CLASSIFICATION,
+        f"model.name={plan.model.name} gives one answer a pixel, and task=classification wants one "
+        "an image. Choose model=residual_cnn.",
+    )
     _demand(len(labels) >= 2, "task.labels: name at least two classes.")
     _demand(len(set(labels)) == len(labels), "task.labels: a class name appears twice.")
     size, channels = plan.preprocessing.size, plan.preprocessing.channels
@@ -48,6 +57,14 @@ def _validate_task(plan: Plan) -> None:
     _demand(1 <= model.stages <= 8, f"model.stages={model.stages}: choose 1 to 8.")
     _demand(1 <= model.blocks <= 16, f"model.blocks={model.blocks}: choose 1 to 16.")
     _demand(model.groups >= 1, "model.groups: choose 1 or more.")
+    _demand(
+        model.init is None or re.fullmatch(r"[0-9a-f]{64}", model.init) is not None,
+        "model.init: a plan holds the SHA-256 of the first weights, not a path.",
+    )
+    _demand(
+        len(model.freeze) <= 32 and all(0 < len(pattern) <= 128 for pattern in model.freeze),
+        "model.freeze: give at most 32 patterns of at most 128 characters.",
+    )
     # A plan comes from outside: it must not make a site allocate hundreds of gigabytes.
     widest = model.width * 2 ** (model.stages - 1)
     _demand(widest <= 4096, f"model: {widest} channels in the last stage; keep to 4096.")
@@ -94,9 +111,54 @@ def _validate_privacy(plan: Plan) -> None:
         privacy.delta is None or 0 < privacy.delta < 0.1,
         "privacy.delta: choose null (computed) or a small value such as 1e-5.",
     )
-    _demand(privacy.clipping_norm > 0, "privacy.clipping_norm: choose above 0.")
-    _demand(0 < privacy.sample_rate <= 1, "privacy.sample_rate: choose above 0, up to 1.")
+    _demand(0 < privacy.clipping_norm <= 1e6, "privacy.clipping_norm: choose above 0.")
+    _demand(
+        privacy.sampling == Sampling.poisson,
+        f"privacy.sampling={privacy.sampling}: the accounting holds for Poisson sampling alone; "
+        "batches from a shuffled list would spend more than is reported. Choose poisson.",
+    )
+    rates = [value for value in (privacy.sample_rate, privacy.batch_size) if value is not None]
+    _demand(
+        len(rates) == 1,
+        "privacy: set exactly one of privacy.sample_rate and privacy.batch_size "
+        "(privacy.batch_size=256 privacy.sample_rate=null fixes the batch).",
+    )
+    _demand(
+        privacy.sample_rate is None or 0 < privacy.sample_rate <= 1,
+        "privacy.sample_rate: choose above 0, up to 1.",
+    )
+    _demand(
+        privacy.batch_size is None or privacy.batch_size >= 1,
+        "privacy.batch_size: choose 1 or more.",
+    )
     _demand(privacy.max_physical_batch >= 1, "privacy.max_physical_batch: choose 1 or more.")
+    _demand(
+        1 <= privacy.augmentation_multiplicity <= 64,
+        "privacy.augmentation_multiplicity: choose 1 to 64.",
+    )
+    _demand(
+        privacy.augmentation_multiplicity == 1 or plan.training.augment,
+        "privacy.augmentation_multiplicity averages over random views, and training.augment=false "
+        "makes them all the same. Set training.augment=true or the multiplicity to 1.",
+    )
+    _demand(privacy.images_per_patient >= 1, "privacy.images_per_patient: choose 1 or more.")
+    images = privacy.images_per_patient if privacy.unit == Unit.patient else 1
+    rows = images * privacy.augmentation_multiplicity
+    _demand(
+        rows <= privacy.max_physical_batch,
+        f"privacy.max_physical_batch={privacy.max_physical_batch}: one {privacy.unit} takes up to "
+        f"{rows} rows (images times views), which must fit. Raise it or lower "
+        "privacy.images_per_patient or privacy.augmentation_multiplicity.",
+    )
+    _demand(
+        privacy.ema_decay is None or 0 < privacy.ema_decay < 1,
+        "privacy.ema_decay: choose null or a value between 0 and 1, such as 0.9.",
+    )
+    _demand(
+        not plan.training.balance,
+        "training.balance=true weighs the loss by the site's class counts, which differential "
+        "privacy does not cover. Set training.balance=false or privacy=off.",
+    )
     _demand(
         privacy.learning_rate is None or 0 < privacy.learning_rate <= 100,
         "privacy.learning_rate: choose null (training.learning_rate) or a value above 0.",
@@ -106,3 +168,31 @@ def _validate_privacy(plan: Plan) -> None:
             "model.normalisation=batch cannot be trained with differential privacy: batch "
             "statistics mix patients. Choose model.normalisation=group or privacy=off."
         )
+    if privacy.model != PrivacyModel.local:
+        _validate_shared_noise(plan)
+
+
+def _validate_shared_noise(plan: Plan) -> None:
+    """Noise that is not a site's own is known to be right for a sum of single steps only."""
+    privacy, name = plan.privacy, f"privacy.model={plan.privacy.model}"
+    _demand(
+        privacy.sample_rate is not None
+        and math.isclose(plan.federation.local_epochs, privacy.sample_rate),
+        f"{name}: the noise of a sum covers one step a round. Set privacy.sample_rate and give "
+        "federation.local_epochs the same value, and more federation.rounds instead.",
+    )
+    _demand(
+        plan.training.optimizer == Optimizer.sgd,
+        f"{name}: only updates of training.optimizer=sgd add up to one noised step.",
+    )
+    _demand(
+        privacy.delta is not None,
+        f"{name}: all sites share one noise multiplier, so set privacy.delta, such as 1e-5.",
+    )
+    _demand(
+        privacy.ema_decay is None, f"{name}: one step has no average; set privacy.ema_decay=null."
+    )
+    _demand(
+        privacy.honest_sites is None or 2 <= privacy.honest_sites <= plan.federation.minimum_sites,
+        "privacy.honest_sites: choose 2 up to federation.minimum_sites, or null.",
+    )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from fedmed.configuration.plan import Plan
 from fedmed.federation.cohort import Participants
+from fedmed.federation.guarantees import guarantees
 from fedmed.federation.rounds import Evaluation
 from fedmed.federation.run_folder import Checkpoint
 from fedmed.models.parameters import ParameterLayout
@@ -55,9 +56,16 @@ def summarise(
         "baselines": {"local": {}, "local_own_test": {}, "pooled": None},
         "privacy": {
             "preset": plan.privacy.preset,
-            "unit": "image",
+            "unit": plan.privacy.unit.value,
+            "model": plan.privacy.model.value,
             "target_epsilon": plan.privacy.target_epsilon if plan.privacy.enabled else None,
             "noise": noise if plan.privacy.enabled else "off",
+            "guarantees": [
+                asdict(one)
+                for one in guarantees(
+                    plan, list(checkpoint.epsilons.values()), secure_aggregation=False
+                )
+            ],
         },
         "transport": {"bytes_up": up, "bytes_down": down, "secure_aggregation": False},
         "seed": plan.seed,

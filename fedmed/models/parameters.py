@@ -84,6 +84,18 @@ def flatten(model: nn.Module) -> FloatVector:
     return torch.cat([v.reshape(-1).float().cpu() for v in values]).numpy()
 
 
+def trained_mask(model: nn.Module) -> NDArray[np.bool_]:
+    """Return whether each value of the flat vector belongs to a trained parameter."""
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    return np.concatenate(
+        [
+            np.full(value.numel(), name in trained)
+            for name, value in model.state_dict().items()
+            if value.is_floating_point()
+        ]
+    )
+
+
 def load_flat(model: nn.Module, vector: FloatVector) -> None:
     """Copy a flat vector into a network's weights.
 

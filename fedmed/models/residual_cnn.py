@@ -10,7 +10,15 @@ from collections.abc import Callable
 
 from torch import Tensor, cat, nn
 
+from fedmed.models.standardised_convolution import StandardisedConv2d
+
 Normalise = Callable[[int], nn.Module]
+Convolution = type[nn.Conv2d]
+
+
+def convolution(weight_standardisation: bool) -> Convolution:
+    """Return the kind of convolution that a network is made of."""
+    return StandardisedConv2d if weight_standardisation else nn.Conv2d
 
 
 def group_norm(groups: int) -> Normalise:
@@ -31,17 +39,24 @@ def batch_norm(channels: int) -> nn.Module:
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, normalised before activation (He et al., 2016)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, normalise: Normalise) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        normalise: Normalise,
+        convolve: Convolution = nn.Conv2d,
+    ) -> None:
         super().__init__()
         self.norm1 = normalise(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv1 = convolve(inputs, outputs, 3, stride, padding=1, bias=False)
         self.norm2 = normalise(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = convolve(outputs, outputs, 3, padding=1, bias=False)
         self.activation1 = nn.ReLU()
         self.activation2 = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = convolve(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``[N, inputs, H, W]`` to ``[N, outputs, H / stride, W / stride]``."""
@@ -57,28 +72,53 @@ class ResidualEncoder(nn.Module):
 
     Attributes:
         channels: channels of the last feature map.
+        stage_channels: channels of each stage's feature map.
     """
 
     def __init__(
-        self, channels: int, *, width: int, stages: int, blocks: int, normalise: Normalise
+        self,
+        channels: int,
+        *,
+        width: int,
+        stages: int,
+        blocks: int,
+        normalise: Normalise,
+        convolve: Convolution = nn.Conv2d,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = [convolve(channels, width, 3, padding=1, bias=False)]
         current = width
         for stage in range(stages):
             outputs = width * 2**stage
             for block in range(blocks):
-                layers.append(ResidualBlock(current, outputs, 2 if block == 0 else 1, normalise))
+                stride = 2 if block == 0 else 1
+                layers.append(ResidualBlock(current, outputs, stride, normalise, convolve))
                 current = outputs
         self.layers = nn.Sequential(*layers)
         self.norm = normalise(current)
         self.activation = nn.ReLU()
         self.channels = current
+        self.stage_channels = [width * 2**stage for stage in range(stages)]
+        self._blocks = blocks
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to features ``[N, channels, H / 2**stages, W / 2**stages]``."""
         features: Tensor = self.activation(self.norm(self.layers(images)))
         return features
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Map ``[N, C, H, W]`` to one feature map a stage, the last one activated.
+
+        Stage k has ``stage_channels[k]`` channels and a resolution of ``H / 2**(k + 1)``.
+        """
+        maps = []
+        hidden = images
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden)
+            if number > 0 and number % self._blocks == 0:
+                maps.append(hidden)
+        maps[-1] = self.activation(self.norm(maps[-1]))
+        return maps
 
 
 class ResidualClassifier(nn.Module):

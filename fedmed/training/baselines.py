@@ -6,11 +6,13 @@ For simulations only. The pooled model needs what federated learning exists to a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from fedmed.configuration.plan import Plan
 from fedmed.data.image_set import ImageSet
+from fedmed.models.initial_weights import load_initial_weights
 from fedmed.models.registry import build_model
 from fedmed.tasks.base import Task
 from fedmed.training.device import choose_device
@@ -29,11 +31,13 @@ class Baseline:
         name: site, or ``pooled``.
         images: what it is trained on.
         progress: told of the share done.
+        initial: weights to start from, as the federation does.
     """
 
     name: str
     images: ImageSet
     progress: Progress = lambda _share: None
+    initial: Path | None = None
 
 
 def train_baseline(
@@ -52,7 +56,10 @@ def train_baseline(
         channels=plan.preprocessing.channels,
         outputs=task.outputs,
         seed=derive_seed(plan.seed, "model"),
-    ).to(choose_device(device))
+    )
+    if baseline.initial is not None:
+        load_initial_weights(model, baseline.initial)
+    model.to(choose_device(device))
     seed = derive_seed(plan.seed, "baseline", baseline.name)
     local = LocalRound(1, 1, passes, seed, baseline.progress)
     privacy = site_privacy(through, baseline.images)

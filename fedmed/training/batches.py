@@ -24,23 +24,6 @@ def shuffled_batches(
         waiting = waiting[size:]
 
 
-def poisson_batches(
-    images: int, sample_rate: float, steps: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Yield ``steps`` batches in which every image is included independently.
-
-    The privacy accounting holds for this sampling alone. Batches differ in size and may be empty.
-    """
-    for _ in range(steps):
-        drawn = torch.rand(images, generator=generator, dtype=torch.float64) < sample_rate
-        yield drawn.nonzero()[:, 0]
-
-
 def steps_per_round(local_epochs: float, images: int, batch_size: int) -> int:
     """Number of steps without differential privacy: at least one."""
     return max(1, round(local_epochs * images / min(batch_size, images)))
-
-
-def private_steps_per_round(local_epochs: float, sample_rate: float) -> int:
-    """Number of steps with Poisson sampling: an image is seen ``local_epochs`` times on average."""
-    return max(1, round(local_epochs / sample_rate))

@@ -1,38 +1,32 @@
 """A site's durable record of the privacy that its patients have spent.
 
 An append-only file of JSON lines, synced to disk. A round's cost is reserved before its first
-noisy step; a reservation is never taken back, so that a crash counts as spent. The ledger spans
-rounds, restarts and runs: the same images spend from one account.
+noisy step; a reservation is never taken back, so that a crash counts as spent. The account is the
+study: rounds, restarts, runs and both units spend from it, because the patients are the same.
+Several processes may share the file: each holds an exclusive lock while it reads, decides and
+writes.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from fedmed.errors import PrivacyError
-from fedmed.training.accounting import GaussianSteps, epsilon_spent
+from fedmed.configuration.groups import Unit
+from fedmed.errors import BudgetError, PrivacyError
+from fedmed.training.accounting import GaussianSteps, Spending, epsilon_for
+from fedmed.training.reservation import Reservation
+
+__all__ = ["Ledger", "Reservation"]
 
 
-@dataclass(frozen=True)
-class Reservation:
-    """One round's cost.
-
-    Attributes:
-        run: identifier of the run.
-        round: number of the round.
-        repeatable: identifies seeded noise, for tests: a repeated round with the very same noise
-            publishes nothing new and is counted once. Empty in production.
-        steps: what the round does.
-    """
-
-    run: str
-    round: int
-    steps: GaussianSteps
-    repeatable: str = ""
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Ledger:
@@ -40,73 +34,220 @@ class Ledger:
 
     Args:
         path: file; its folder is made if needed. Mode 0600.
+        clock: gives the UTC time that a reservation is stamped with.
+
+    Raises:
+        PrivacyError: if the file is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], str] = _now) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._entries = _read(path)
+        self._clock = clock
+        self._entries: list[Reservation] = []
+        self._seen: tuple[int, int, int] | None = None
+        _make_folder(path.parent)
+        if path.exists():
+            with self._locked():
+                pass
+
+    @classmethod
+    def read_only(cls, path: Path) -> tuple[Reservation, ...]:
+        """Return a ledger's reservations and change nothing, not even a torn last line.
+
+        Raises:
+            PrivacyError: if the file is damaged.
+            OSError: if it cannot be read.
+        """
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            content = file.read()
+        return tuple(_parse(content, path.name))
 
     @property
     def entries(self) -> tuple[Reservation, ...]:
-        """All reservations, oldest first."""
+        """All reservations that this process knows of, oldest first."""
         return tuple(self._entries)
 
-    def epsilon(self, delta: float, planned: Sequence[GaussianSteps] = ()) -> float:
-        """Return what is spent, and would be with ``planned`` steps, at ``delta``."""
-        return epsilon_spent([*(e.steps for e in self._entries), *planned], delta)
+    def epsilon(
+        self, study: str, unit: Unit, delta: float, planned: Sequence[GaussianSteps] = ()
+    ) -> float:
+        """Return what a study has spent, as one unit sees it, at ``delta``.
+
+        Args:
+            study: all its reservations count, whatever their run, unit or site name.
+            unit: whose epsilon; steps of the other unit are converted.
+            delta: in (0, 1).
+            planned: further steps with this unit, counted as if they were done.
+
+        Returns:
+            ``inf`` if steps of the other unit leave no guarantee worth a number.
+        """
+        if self._path.exists():
+            with self._locked():
+                pass
+        return study_epsilon(self._entries, study, unit, delta, planned)
 
     def reserve(
         self, reservation: Reservation, *, delta: float, max_epsilon: float | None
     ) -> float:
-        """Write a round's cost to disk and return epsilon with it.
+        """Write a round's cost to disk and return epsilon of its study and unit with it.
+
+        Args:
+            reservation: what the round will do; the time is filled in.
+            delta: in (0, 1).
+            max_epsilon: the site's limit; None is none.
 
         Raises:
-            PrivacyError: if ``max_epsilon`` would be passed; nothing is written then.
+            BudgetError: if ``max_epsilon`` would be passed; nothing is written then.
+            PrivacyError: if the reservation makes no sense, or cannot be written.
         """
-        if reservation.repeatable and reservation in self._entries:
-            return self.epsilon(delta)
-        epsilon = self.epsilon(delta, [reservation.steps])
-        if max_epsilon is not None and epsilon > max_epsilon:
-            raise PrivacyError(
-                f"Round {reservation.round} would bring epsilon to {epsilon:.3f}, above this "
-                f"site's limit of {max_epsilon:g} (site.max_epsilon). Nothing was trained."
-            )
-        _append(self._path, reservation)
-        self._entries.append(reservation)
+        reservation = replace(reservation, time=self._clock())
+        reservation.check()
+        study, unit = reservation.study, reservation.unit
+        with self._locked() as descriptor:
+            if reservation.repeatable and reservation in self._entries:
+                return study_epsilon(self._entries, study, unit, delta)
+            epsilon = study_epsilon(self._entries, study, unit, delta, [reservation.steps])
+            if max_epsilon is not None and not epsilon <= max_epsilon:
+                raise BudgetError(self._refusal(reservation, epsilon, max_epsilon))
+            _write_all(descriptor, reservation.to_line())
+            self._entries.append(reservation)
+            self._seen = _identity(descriptor)
         return epsilon
 
+    def _refusal(self, reservation: Reservation, epsilon: float, limit: float) -> str:
+        others = any(
+            entry.study == reservation.study and entry.unit != reservation.unit
+            for entry in self._entries
+        )
+        why = (
+            " Rounds that protected another unit were trained on the same patients and count too."
+            if others
+            else ""
+        )
+        return (
+            f"Round {reservation.round} would bring epsilon to {epsilon:.3f}, above this "
+            f"site's limit of {limit:g} (site.max_epsilon). Nothing was trained.{why} `fedmed "
+            "ledger show` tells what was spent. Raise site.max_epsilon if the site's data "
+            "protection officer agrees, ask for a plan with more noise or fewer rounds, or, for "
+            "other patients only, name another site.study."
+        )
 
-def _append(path: Path, reservation: Reservation) -> None:
-    line = json.dumps(asdict(reservation), sort_keys=True) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path) -> list[Reservation]:
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        # A line torn by a crash was never synced, so its round never began: cut it off.
-        os.truncate(path, len(complete.encode()))
-    lines = complete.split("\n")
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Hold the file's exclusive lock, with the entries as they are on disk."""
         try:
-            values = json.loads(line)
-            steps = GaussianSteps(**values.pop("steps"))
-            entries.append(Reservation(steps=steps, **values))
-        except (ValueError, TypeError, KeyError) as error:
+            descriptor = self._open()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            if _identity(descriptor) != self._seen:
+                self._entries = self._read(descriptor)
+                self._seen = _identity(descriptor)
+            yield descriptor
+        except OSError as error:
+            raise self._unusable(error) from error
+        finally:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        fresh = not self._path.exists()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.fchmod(descriptor, 0o600)
+            if fresh:
+                _sync_folder(self._path.parent)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _unusable(self, error: OSError) -> PrivacyError:
+        return PrivacyError(
+            f"{self._path.name}: the privacy ledger cannot be used ({error.strerror}), and without "
+            "it nothing is trained. See to free space and to the rights of the site's state "
+            "folder (site.state)."
+        )
+
+    def _read(self, descriptor: int) -> list[Reservation]:
+        content = _read_all(descriptor)
+        entries = _parse(content, self._path.name)
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            # A line torn by a crash was never synced, so its round never began: cut it off.
+            os.ftruncate(descriptor, whole)
+            os.fsync(descriptor)
+        return entries
+
+
+def study_epsilon(
+    entries: Sequence[Reservation],
+    study: str,
+    unit: Unit,
+    delta: float,
+    planned: Sequence[GaussianSteps] = (),
+) -> float:
+    """Return epsilon of one study and unit over ``entries`` and ``planned`` steps of that unit."""
+    history = [
+        Spending(entry.steps, entry.unit, entry.images_per_patient)
+        for entry in entries
+        if entry.study == study
+    ]
+    return epsilon_for(unit, [*history, *(Spending(steps, unit, 1) for steps in planned)], delta)
+
+
+def _parse(content: bytes, name: str) -> list[Reservation]:
+    """Read all whole lines; what follows the last line break is left out."""
+    entries = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            entries.append(Reservation.from_line(line))
+        except (ValueError, TypeError, KeyError, PrivacyError, RecursionError) as error:
             raise PrivacyError(
-                f"{path.name}, line {number}: the privacy ledger is damaged. Restore it from a "
+                f"{name}, line {number}: the privacy ledger is damaged. Restore it from a "
                 "copy; without it fedmed cannot know what has been spent."
             ) from error
     return entries
+
+
+def _identity(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_all(descriptor: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    parts = []
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _write_all(descriptor: int, line: bytes) -> None:
+    """Append a line and sync it.
+
+    Raises:
+        OSError: if the disk did not take it; part of the line may be left, and is cut off by the
+            next reader.
+    """
+    left = memoryview(line)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    os.fsync(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder durable: syncing the file alone does not (fsync(2))."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

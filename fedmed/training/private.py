@@ -1,33 +1,41 @@
 """Local training with differential privacy: DP-SGD (Abadi et al., 2016) on Opacus.
 
-Each step draws a batch by Poisson sampling, clips every image's gradient to ``clipping_norm``,
-adds Gaussian noise to the sum, and divides by the *expected* batch size, which tells nothing of
-the actual one. An empty batch makes a step of noise alone, and counts.
+Each step draws units (images or patients) by Poisson sampling, clips each unit's mean gradient to
+``clipping_norm``, adds Gaussian noise to the sum, and divides by the *expected* number of units,
+which tells nothing of the actual one. An empty batch makes a step of noise alone, and counts.
+docs/privacy.md proves what follows from that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from fedmed.configuration.groups import PrivacyConfig, TrainingConfig
+from fedmed.configuration.groups import Clipping, PrivacyConfig, TrainingConfig, Unit
 from fedmed.data.augmentation import augment
 from fedmed.data.image_set import ImageSet
-from fedmed.errors import PrivacyError
+from fedmed.errors import FederationError, PrivacyError
 from fedmed.tasks.base import Task
 from fedmed.training.accounting import GaussianSteps
-from fedmed.training.batches import poisson_batches
-from fedmed.training.noise import NoiseSource
+from fedmed.training.averaging import WeightAverage
+from fedmed.training.clipping.base import Clipper, trained_parameters
+from fedmed.training.clipping.choice import choose_clipper
+from fedmed.training.noise import (
+    CLIPPING_MARGIN,
+    NoiseSource,
+    add_on_lattice,
+    lattice_spacing,
+)
 from fedmed.training.schedule import learning_rate
-from fedmed.training.seeds import generator
 from fedmed.training.trainer import LocalRound, make_optimizer, set_rate, uses_amp
+from fedmed.training.units import UnitBatch, Units
 
 
 @dataclass(frozen=True)
@@ -35,39 +43,77 @@ class Mechanism:
     """What one round of DP-SGD does at a site.
 
     Attributes:
-        steps: noise multiplier, sampling rate and number of steps of the round.
-        clipping_norm: L2 bound on one image's gradient.
-        max_physical_batch: images whose gradients are held at once.
+        steps: noise multiplier that is accounted, sampling rate, and number of steps of the round.
+        clipping_norm: L2 bound on one unit's gradient.
+        max_physical_batch: images (times views) whose gradients are held at once.
+        unit: what is clipped as a whole.
+        images_per_patient: most images that a patient lends to one step.
+        noise_share: part of the standard deviation that this site adds itself: 1 unless the noise
+            is distributed over the sites (``1 / sqrt(sites)``) or central (0).
     """
 
     steps: GaussianSteps
     clipping_norm: float
     max_physical_batch: int
+    unit: Unit = Unit.image
+    images_per_patient: int = 1
+    noise_share: float = 1.0
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise that this site adds to each coordinate of a sum."""
+        return self.steps.noise_multiplier * self.clipping_norm * self.noise_share
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus's optimiser with noise from a :class:`NoiseSource` instead of torch's generator."""
+    """Opacus's optimiser for sums that are clipped already, with noise from a NoiseSource."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, noise: NoiseSource, **kwargs: float
+        self, optimizer: torch.optim.Optimizer, noise: NoiseSource, scale: float, **kwargs: float
     ) -> None:
         super().__init__(optimizer, **kwargs)
         self._noise = noise
+        self._scale = scale
+        self._spacing = lattice_spacing(self.max_grad_norm, sum(p.numel() for p in self.params))
+
+    def step_with(self, clipped_sums: list[Tensor]) -> None:
+        """Add noise to the sums of a batch, divide by the expected batch, and take a step."""
+        for parameter, clipped_sum in zip(self.params, clipped_sums, strict=True):
+            parameter.summed_grad = clipped_sum
+        self.add_noise()
+        self.scale_grad()
+        self.original_optimizer.step()
+        self.zero_grad(set_to_none=True)
+
+    def close(self) -> None:
+        """Take off the parameters what Opacus has hung on them."""
+        for parameter in self.params:
+            for name in ("grad_sample", "summed_grad"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
 
     def add_noise(self) -> None:
-        """Add noise of standard deviation ``noise_multiplier x max_grad_norm`` to each sum."""
-        scale = self.noise_multiplier * self.max_grad_norm
+        """Add noise to each sum, on the lattice; without noise (central) the sum stays as it is."""
         for parameter in self.params:
             clipped_sum: Tensor = parameter.summed_grad
-            noise = self._noise.normal(clipped_sum.shape).to(clipped_sum.device)
-            parameter.grad = (clipped_sum + scale * noise).view_as(parameter)
+            if self._scale == 0:
+                parameter.grad = clipped_sum.view_as(parameter)
+                continue
+            noise = self._noise.normal(clipped_sum.shape)
+            noised = add_on_lattice(clipped_sum, noise, self._scale, self._spacing)
+            parameter.grad = noised.view_as(parameter)
+
+    def scale_grad(self) -> None:
+        """Divide by the expected number of units in a batch."""
+        for parameter in self.params:
+            parameter.grad /= self.expected_batch_size
 
 
 def check_trainable_privately(model: nn.Module) -> None:
     """Refuse a network whose per-sample gradients are not defined.
 
     Raises:
-        PrivacyError: naming the layers, as BatchNorm, that Opacus does not support.
+        PrivacyError: naming the layers, as BatchNorm, that mix images of a batch.
     """
     mode = model.training
     model.train()
@@ -87,16 +133,18 @@ def check_trainable_privately(model: nn.Module) -> None:
 
 
 @contextmanager
-def _per_sample_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
-    wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
+def _clipping(
+    model: nn.Module, task: Task, way: Clipping, optimizer: NoisyOptimizer
+) -> Iterator[Clipper]:
+    """Leave the network as it was found, whatever happens in between."""
+    clipper = choose_clipper(
+        model, lambda outputs, targets: task.loss(outputs.float(), targets), way
+    )
     try:
-        yield wrapped
+        yield clipper
     finally:
-        wrapped.remove_hooks()
-        for parameter in model.parameters():
-            for name in ("grad_sample", "summed_grad", "_forward_counter"):
-                if hasattr(parameter, name):
-                    delattr(parameter, name)
+        clipper.close()
+        optimizer.close()
 
 
 def train_privately(
@@ -118,70 +166,75 @@ def train_privately(
         images: the site's training images.
         task: gives the per-image loss.
         training: optimiser, schedule, augmentation.
-        privacy: learning rate under privacy.
+        privacy: learning rate, views, averaging and way of clipping.
         mechanism: what the ledger has reserved; exactly this is done.
         noise: cryptographic in production.
         local: round and progress.
+
+    Raises:
+        FederationError: if the weights stop being finite; nothing is sent then.
     """
     device = next(model.parameters()).device
     images = images.to(device)
+    units = Units(images, mechanism.unit, mechanism.images_per_patient)
     base_rate = privacy.learning_rate or training.learning_rate
     settings = mechanism.steps
     optimizer = NoisyOptimizer(
         make_optimizer(model, training, base_rate),
         noise,
+        mechanism.noise_scale,
         noise_multiplier=settings.noise_multiplier,
         max_grad_norm=mechanism.clipping_norm,
-        expected_batch_size=settings.sample_rate * len(images),
+        expected_batch_size=settings.sample_rate * len(units),
     )
-    sampling = noise.sampling_generator()
-    draws = generator(local.seed, "augmentation")
+    average = WeightAverage(model, privacy.ema_decay) if privacy.ema_decay else None
+    # Secret, like the sampling: were the draws known, a unit's presence would change which of them
+    # the others get, and so move the sum by more than its own gradient.
+    draws = noise.sampling_generator()
+    views = privacy.augmentation_multiplicity
     model.train()
-    with _per_sample_gradients(model) as wrapped:
-        batches = poisson_batches(len(images), settings.sample_rate, settings.steps, sampling)
+    with _clipping(model, task, privacy.clipping, optimizer) as clipper:
+        batches = units.batches(settings.sample_rate, settings.steps, noise.sampling_generator())
         for step, batch in enumerate(batches):
             share = local.share_of_run(step / settings.steps)
             set_rate(optimizer, learning_rate(base_rate, training.schedule, share))
-            inputs = images.images[batch]
-            if training.augment:
-                inputs = augment(inputs, draws)
-            with torch.autocast(device.type, torch.bfloat16, enabled=uses_amp(training, device)):
-                _accumulate(
-                    wrapped,
-                    optimizer,
-                    task,
-                    inputs,
-                    images.targets[batch],
-                    mechanism.max_physical_batch,
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            sums = [torch.zeros_like(p) for p in trained_parameters(model)]
+            for part in batch.repeated(views).split(mechanism.max_physical_batch):
+                inputs = images.images[part.images]
+                if training.augment:
+                    inputs = augment(inputs, draws)
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=uses_amp(training, device)
+                ):
+                    _add_clipped(sums, clipper, inputs, images.targets, part, mechanism)
+            optimizer.step_with(sums)
+            if average is not None:
+                average.update()
             local.progress((step + 1) / settings.steps)
+    if average is not None:
+        average.load()
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise FederationError(
+            "Training diverged: a weight is not finite. Lower privacy.learning_rate."
+        )
 
 
-def _accumulate(
-    wrapped: GradSampleModule,
-    optimizer: NoisyOptimizer,
-    task: Task,
+def _add_clipped(
+    sums: list[Tensor],
+    clipper: Clipper,
     inputs: Tensor,
     targets: Tensor,
-    physical_batch: int,
+    part: UnitBatch,
+    mechanism: Mechanism,
 ) -> None:
-    """Leave per-sample gradients of the last physical batch for ``step``, sum up those before."""
-    if len(inputs) == 0:
-        for parameter in optimizer.params:
-            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-        return
-    chunks = list(
-        zip(torch.split(inputs, physical_batch), torch.split(targets, physical_batch), strict=True)
+    """Add the clipped gradients of a physical batch to the sums of the step."""
+    clipped = clipper.clipped_sum(
+        inputs, targets[part.images], part.sizes, mechanism.clipping_norm * CLIPPING_MARGIN
     )
-    for number, (images, labels) in enumerate(chunks):
-        last = number == len(chunks) - 1
-        total = task.loss(wrapped(images).float(), labels).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        if not last:
-            optimizer.signal_skip_step(do_skip=True)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        else:
-            optimizer.signal_skip_step(do_skip=False)
+    # A gradient that is not finite would spoil the sum whatever the noise; its unit must not.
+    if not math.isfinite(float(clipped.norms.sum())):
+        raise FederationError(
+            "Training diverged: a gradient is not finite. Lower privacy.learning_rate."
+        )
+    for total, one in zip(sums, clipped.sums, strict=True):
+        total.add_(one)

@@ -12,7 +12,7 @@ from fedmed.errors import ConfigurationError, FederationError
 from fedmed.models.parameters import flatten
 from fedmed.models.registry import build_model
 from fedmed.tasks.classification.task import Classification
-from fedmed.training.batches import poisson_batches, shuffled_batches
+from fedmed.training.batches import shuffled_batches
 from fedmed.training.device import choose_device
 from fedmed.training.evaluate import evaluate
 from fedmed.training.schedule import learning_rate
@@ -73,17 +73,6 @@ def test_shuffled_batches_see_every_image_once_an_epoch(images, size, steps):
     assert {len(batch) for batch in batches} == {min(size, images)}
     counts = torch.bincount(seen, minlength=images)
     assert counts.max() - counts.min() <= 2  # an epoch's rest opens the next one
-
-
-def test_poisson_batches_include_each_image_independently_at_the_rate():
-    draws = torch.Generator().manual_seed(0)
-    batches = list(poisson_batches(200, 0.1, 2000, draws))
-    sizes = torch.tensor([float(len(batch)) for batch in batches])
-    assert sizes.mean() == pytest.approx(20, abs=0.5)
-    assert sizes.var() == pytest.approx(200 * 0.1 * 0.9, rel=0.15)  # fixed sizes would have 0
-    counts = torch.bincount(torch.cat(batches), minlength=200)
-    assert counts.min() > 120
-    assert counts.max() < 280
 
 
 def test_the_cosine_falls_to_two_percent_over_the_whole_run():

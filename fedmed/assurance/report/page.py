@@ -20,6 +20,7 @@ from fedmed.assurance.report.run_folder import read_run
 from fedmed.assurance.report.statements import aggregation_statement, findings, privacy_statement
 from fedmed.assurance.report.tables import (
     failures_table,
+    guarantees_table,
     metrics_table,
     phases_table,
     refused_table,
@@ -76,6 +77,7 @@ def render_report(run: RunRecord) -> str:
         findings=findings(run),
         privacy=privacy_statement(run),
         aggregation=aggregation_statement(run),
+        guarantees=guarantees_table(run),
         sites=sites_table(run),
         metrics=metrics_table(run),
         plots=_plots(run),

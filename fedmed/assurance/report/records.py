@@ -35,11 +35,27 @@ class SiteSummary:
 
 
 @dataclass(frozen=True)
+class GuaranteeRecord:
+    """What differential privacy says about one adversary.
+
+    Attributes:
+        adversary: who, as ``server``.
+        epsilon: that holds against it; ``None`` where nothing does.
+        because: why.
+    """
+
+    adversary: str
+    epsilon: float | None = None
+    because: str | None = None
+
+
+@dataclass(frozen=True)
 class PrivacySummary:
     """What the run says of differential privacy; ``None`` where it says nothing.
 
     Attributes:
         unit: ``image`` or ``patient``: whose presence the epsilon hides.
+        model: who adds the noise: ``local``, ``distributed`` or ``central``.
         noise: one of ``NOISE_SECURE``, ``NOISE_VOID``, ``NOISE_OFF``.
     """
 
@@ -47,6 +63,8 @@ class PrivacySummary:
     unit: str | None = None
     target_epsilon: float | None = None
     noise: str | None = None
+    model: str | None = None
+    guarantees: tuple[GuaranteeRecord, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from fedmed.assurance.report.records import (
+    GuaranteeRecord,
     ModelCard,
     PrivacySummary,
     RoundRecord,
@@ -106,9 +107,24 @@ def parse_summary(stored: Mapping[str, object]) -> RunSummary:
             unit=text_from(privacy.get("unit")),
             target_epsilon=number_from(privacy.get("target_epsilon")),
             noise=text_from(privacy.get("noise")),
+            model=text_from(privacy.get("model")),
+            guarantees=_parse_guarantees(privacy.get("guarantees")),
         ),
         seed=count_from(stored.get("seed")),
         plan_sha256=text_from(stored.get("plan_sha256")),
+    )
+
+
+def _parse_guarantees(stored: object) -> tuple[GuaranteeRecord, ...]:
+    entries = [object_from(entry) for entry in stored] if isinstance(stored, list) else []
+    return tuple(
+        GuaranteeRecord(
+            adversary=adversary,
+            epsilon=number_from(entry.get("epsilon")),
+            because=text_from(entry.get("because")),
+        )
+        for entry in entries
+        if (adversary := text_from(entry.get("adversary"))) is not None
     )
 
 
@@ -235,6 +251,8 @@ def _shared_settings(content: bytes) -> str | None:
     if not isinstance(stored, dict):
         return None
     shared = {key: value for key, value in stored.items() if key not in LOCAL_SETTINGS}
+    if isinstance(shared.get("model"), dict):
+        shared["model"].pop("init", None)
     lines = str(yaml.safe_dump(shared, sort_keys=False, allow_unicode=True)).splitlines()
     return "\n".join(clean_text(line, limit=1000) for line in lines)
 

@@ -170,9 +170,14 @@ def _guarantee(run: RunRecord, spent: Sequence[SiteSummary]) -> Statement:
     if privacy.unit == "image":
         sentences.append(
             "The unit is one image: for a patient with several training images the guarantee is "
-            "weaker, about epsilon times the number of images at a larger delta."
+            "weaker. Each site can see by how much (fedmed ledger show); privacy.unit=patient "
+            "protects all images of a patient together."
         )
     level = "good"
+    exposed = [one.adversary for one in privacy.guarantees if one.epsilon is None]
+    if exposed:
+        level = "warning"
+        title += f"; it does not hold against: {', '.join(exposed)}"
     missing = [s.name for s in run.summary.sites if s.epsilon is None and s.train != 0]
     if missing:
         level = "warning"

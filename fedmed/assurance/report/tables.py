@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedmed.assurance.report.records import (
     FAILED_STATUSES,
+    NOISE_SECURE,
     NOISE_VOID,
     RoundRecord,
     RunRecord,
@@ -157,6 +158,22 @@ def refused_table(run: RunRecord) -> Table:
     """Return the sites that took no part."""
     rows = list(run.summary.refused.items())
     return Table("Sites that took no part", ["Site", "Reason"], rows, text_columns=frozenset({1}))
+
+
+def guarantees_table(run: RunRecord) -> Table:
+    """Return which epsilon holds against whom; no rows where no guarantee can be stated."""
+    privacy = run.summary.privacy
+    rows = [
+        [
+            one.adversary.capitalize(),
+            "none" if one.epsilon is None else f"at most {epsilon_text(one.epsilon)}",
+            one.because or MISSING,
+        ]
+        for one in privacy.guarantees
+        if privacy.noise == NOISE_SECURE
+    ]
+    caption = f"Which epsilon, per {privacy.unit or 'unit'}, holds against whom"
+    return Table(caption, ["Adversary", "Epsilon", "Because"], rows, text_columns=frozenset({2}))
 
 
 def rounds_table(run: RunRecord) -> Table:

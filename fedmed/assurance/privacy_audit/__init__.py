@@ -1,0 +1,1 @@
+"""Attacks on the installed training code: what a differential-privacy claim must withstand."""
