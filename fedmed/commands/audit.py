@@ -22,7 +22,7 @@ from fedmed.training.noise import SecureNoise
 _EXAMPLES = """\
 examples:
   fedmed audit privacy
-      all attacks at the default settings (about a minute)
+      all attacks at the default settings (about half a minute)
   fedmed audit privacy privacy=high privacy.unit=patient
       patients instead of images, epsilon 3
   fedmed audit privacy privacy.target_epsilon=1 --quick --output audit-1
