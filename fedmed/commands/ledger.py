@@ -269,7 +269,7 @@ def _print(
     limit = (
         "this site has no limit (site.max_epsilon)"
         if ahead.affordable is None
-        else f"the limit would allow {_count(ahead.affordable)} more"
+        else f"the limit would allow {_number(ahead.affordable)}"
     )
     console.print(
         f"Present plan: run {ahead.run}, study {ahead.study}, unit {ahead.unit}: "
@@ -280,5 +280,5 @@ def _print(
     )
 
 
-def _count(rounds: int) -> str:
-    return f"{_MOST_ROUNDS} or" if rounds >= _MOST_ROUNDS else str(rounds)
+def _number(rounds: int) -> str:
+    return f"{_MOST_ROUNDS} or more" if rounds >= _MOST_ROUNDS else f"{rounds} more"

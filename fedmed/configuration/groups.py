@@ -267,7 +267,7 @@ class PrivacyConfig:
 
     preset: str = "off"
     enabled: bool = False
-    unit: Unit = Unit.image
+    unit: Unit = Unit.patient
     model: PrivacyModel = PrivacyModel.local
     target_epsilon: float | None = None
     delta: float | None = None

@@ -19,7 +19,9 @@ from scipy import optimize  # type: ignore[import-untyped]
 
 from fedmed.configuration.groups import Unit
 from fedmed.errors import PrivacyError
-from fedmed.training.privacy_loss import LossSteps, composed_epsilon, renyi_epsilon
+from fedmed.training.loss_steps import LossSteps
+from fedmed.training.opacus_accountants import renyi_epsilon
+from fedmed.training.privacy_loss import composed_epsilon
 
 LARGEST_NOISE_MULTIPLIER = 50.0
 SMALLEST_NOISE_MULTIPLIER = 0.2
@@ -93,7 +95,7 @@ def epsilon_for(unit: Unit, history: Sequence[Spending], delta: float) -> float:
       its patient from some vector within the clipping norm to another one, or removes it. The
       worst is the opposite vector, twice the clipping norm away, and sampled with the patient.
 
-    :mod:`fedmed.training.privacy_loss` has the proofs.
+    :mod:`fedmed.training.loss_distributions` has the proofs.
 
     Returns:
         ``inf`` if no bound is known, or if steps of the other unit bring it above

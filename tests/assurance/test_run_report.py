@@ -747,3 +747,19 @@ def test_comparison_says_where_a_site_was_not_measured(tmp_path):
     baselines = {"local": {"alder": {"auroc": 0.5}, "birch": {"auroc": 0.99}}}
     text = " ".join(findings(read_run(fabricate(tmp_path / "run", baselines=baselines))))
     assert "at 1 of 2 sites where both were measured;" in text
+
+
+def test_the_guarantees_table_names_who_is_held_off_by_what(tmp_path):
+    entries = [
+        {"adversary": "server", "epsilon": None, "because": "it adds the noise <itself>"},
+        {"adversary": "other sites", "epsilon": 7.96, "because": "they see the model only"},
+        {"because": "no adversary named"},
+        "damaged",
+    ]
+    privacy = {"unit": "patient", "noise": "secure", "guarantees": entries}
+    text = page_of(fabricate(tmp_path / "run", privacy=privacy)).text
+    assert "Which epsilon, per patient, holds against whom" in text
+    assert "it adds the noise <itself>" in text  # as text: it was escaped
+    assert "at most 7.96" in text
+    assert "it does not hold against: server" in text
+    assert "no adversary named" not in text

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import pytest
 from flwr.app import Context, RecordDict
 
 from clients.app import make_client_app
@@ -35,7 +34,7 @@ PLAN = Plan(
 def federation(archives, folder, limits):
     """Three sites, each with its own limit, whose ledgers lie outside the run folder."""
     loaders = site_sources(DataConfig(source="manifest", root=str(archives)))
-    sites = [
+    return [
         Site(
             SiteConfig(name=name, max_epsilon=limit, threads=1),
             loaders[name],
@@ -43,7 +42,6 @@ def federation(archives, folder, limits):
         )
         for name, limit in zip(sorted(loaders), limits, strict=True)
     ]
-    return sites
 
 
 def run_once(sites, folder, plan=PLAN):
@@ -58,11 +56,6 @@ def run_once(sites, folder, plan=PLAN):
         grid.close()
     lines = (run.folder.path / "rounds.jsonl").read_text().splitlines()
     return run, [json.loads(line) for line in lines]
-
-
-@pytest.fixture
-def open_limits(archives, tmp_path):
-    return federation(archives, tmp_path, [None, None, None])
 
 
 def test_one_site_sits_out_from_the_round_that_would_pass_its_limit(archives, tmp_path):

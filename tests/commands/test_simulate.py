@@ -146,8 +146,13 @@ def test_epsilon_of_the_run_is_that_of_the_composition(archives, tmp_path):
     code, run = simulate(tmp_path, "data=manifest", f"data.root={archives}", "privacy=medium")
     assert code == 0
     facts = summary(run)
+    guarantees = facts["privacy"].pop("guarantees")
     assert facts["privacy"] == {
-        "preset": "medium", "unit": "image", "target_epsilon": 8.0, "noise": "secure",
+        "preset": "medium", "unit": "patient", "model": "local", "target_epsilon": 8.0,
+        "noise": "secure",
+    }  # fmt: skip
+    assert {one["adversary"] for one in guarantees} == {
+        "server", "other sites", "reader of the model",
     }  # fmt: skip
     for name, site in facts["sites"].items():
         entries = [

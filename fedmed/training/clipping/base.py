@@ -15,6 +15,9 @@ from torch import Tensor, nn
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """From a network's outputs ``[N, ...]`` and targets ``[N, ...]`` to one loss a row ``[N]``."""
 
+WAY_OUT = "Choose privacy.clipping=auto, which finds a way that fits."
+"""What to do about a way that does not fit the network."""
+
 
 @dataclass(frozen=True)
 class ClippedSum:

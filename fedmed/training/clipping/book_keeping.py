@@ -20,12 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fedmed.errors import PrivacyError
-from fedmed.training.clipping.base import ClippedSum, RowLoss, trained_parameters
+from fedmed.training.clipping.base import WAY_OUT, ClippedSum, RowLoss, trained_parameters
 from fedmed.training.clipping.contributions import Contribution
 from fedmed.training.clipping.layers import CoveredLayer, cover
-from fedmed.training.clipping.row_units import RowUnits, clip_factors
-
-WAY_OUT = "Choose privacy.clipping=auto, which finds a way that fits."
+from fedmed.training.clipping.row_units import RowUnits, clip_factors, full_precision
 
 
 class BookKeeping:
@@ -59,12 +57,14 @@ class BookKeeping:
         if not sizes:
             return ClippedSum([torch.zeros_like(p) for p in self._parameters], inputs.new_zeros(0))
         contributions = self._contributions(inputs, targets, units)
-        squared = torch.stack([c.squared_norms for c in contributions.values()])
-        norms = squared.sum(dim=0).sqrt()
-        factors = clip_factors(norms, clipping_norm)
-        sums = []
-        for parameter in self._parameters:
-            sums.append(contributions.pop(id(parameter)).weighted_sum(factors))
+        with full_precision(inputs.device):
+            squared = torch.stack([c.squared_norms for c in contributions.values()])
+            norms = squared.sum(dim=0).sqrt()
+            factors = clip_factors(norms, clipping_norm)
+            sums = [
+                contributions.pop(id(parameter)).weighted_sum(factors)
+                for parameter in self._parameters
+            ]
         return ClippedSum(sums, norms)
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class _Pass:
         """Put the layers' own forward functions in place for the time of the pass."""
         try:
             for name, (module, layer) in self._layers.items():
-                module.forward = self._forward(name, layer)  # type: ignore[method-assign]
+                module.forward = self._forward(name, layer)
             yield self
         finally:
             for module, _ in self._layers.values():
@@ -118,7 +118,7 @@ class _Pass:
             if inputs.dim() < 2 or len(inputs) != self.units.rows:
                 _refuse(f"{name} is given other rows than the batch's")
             self._ran.add(name)
-            outputs: Tensor = _Recorded.apply(inputs, self.anchor, layer, self)
+            outputs: Tensor = _Recorded.apply(inputs, self.anchor, layer, self)  # type: ignore[no-untyped-call]
             return outputs
 
         return forward
@@ -136,17 +136,18 @@ class _Recorded(torch.autograd.Function):
     ) -> Tensor:
         outputs, saved = layer.forward(inputs)
         ctx.save_for_backward(*saved)
-        ctx.layer, ctx.run, ctx.dtype = layer, run, inputs.dtype
+        ctx.layer, ctx.run = layer, run
+        ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        # Under autocast maps come in half precision; norms and sums are made in full.
-        full = tuple(_full(saved) for saved in ctx.saved_tensors)
-        with torch.autocast(grad.device.type, enabled=False):
+        with full_precision(grad.device):  # under autocast maps come in half precision
+            # Detached, or what a contribution holds would keep the whole graph in memory.
+            full = tuple(_full(saved.detach()) for saved in ctx.saved_tensors)
             inputs, contributions = ctx.layer.backward(
-                full, _full(grad), ctx.run.units, ctx.needs_input_grad[0]
+                full, _full(grad), ctx.run.units, ctx.shape if ctx.needs_input_grad[0] else None
             )
         ctx.run.contributions.extend(contributions)
         return None if inputs is None else inputs.to(ctx.dtype), None, None, None

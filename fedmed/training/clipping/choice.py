@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedmed.configuration.groups import Clipping
 from fedmed.errors import PrivacyError
-from fedmed.training.clipping.base import ClippedSum, Clipper, RowLoss
-from fedmed.training.clipping.book_keeping import WAY_OUT, BookKeeping
+from fedmed.training.clipping.base import WAY_OUT, ClippedSum, Clipper, RowLoss
+from fedmed.training.clipping.book_keeping import BookKeeping
 from fedmed.training.clipping.functional import Functional
 from fedmed.training.clipping.hooks import Hooks
 from fedmed.training.clipping.trial import check_against_loop

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmed.training.clipping.base import ClippedSum, RowLoss, trained_parameters
-from fedmed.training.clipping.row_units import RowUnits, clip_factors
+from fedmed.training.clipping.row_units import RowUnits, clip_factors, full_precision
 
 ROWS_AT_ONCE = 16
 """Rows whose gradients are made together: more need more memory and are no quicker."""
@@ -44,11 +44,12 @@ class Functional:
         for numbers, rows in _chunks(units):
             gradients = mapped(values, inputs[rows], targets[rows])
             flat = [gradients[name].flatten(1) for name in self._names]
-            squared = torch.stack([torch.linalg.vector_norm(f, dim=1).square() for f in flat])
-            norms[numbers] = squared.sum(dim=0).sqrt()
-            factors = clip_factors(norms[numbers], clipping_norm)
-            for total, one in zip(sums, flat, strict=True):
-                total.view(-1).add_(factors @ one)
+            with full_precision(inputs.device):
+                squared = torch.stack([torch.linalg.vector_norm(f, dim=1).square() for f in flat])
+                norms[numbers] = squared.sum(dim=0).sqrt()
+                factors = clip_factors(norms[numbers], clipping_norm)
+                for total, one in zip(sums, flat, strict=True):
+                    total.view(-1).add_(factors @ one)
         return ClippedSum(sums, norms)
 
     def close(self) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from fedmed.errors import PrivacyError
-from fedmed.training.clipping.base import ClippedSum, RowLoss, trained_parameters
-from fedmed.training.clipping.row_units import RowUnits, clip_factors
+from fedmed.training.clipping.base import WAY_OUT, ClippedSum, RowLoss, trained_parameters
+from fedmed.training.clipping.row_units import RowUnits, clip_factors, full_precision
 
 _ATTRIBUTES = (
     "grad_sample",
@@ -36,17 +37,10 @@ class Hooks:
     way = "hooks"
 
     def __init__(self, model: nn.Module, loss: RowLoss) -> None:
-        self._loss = loss
+        self._model, self._loss = model, loss
         self._parameters = trained_parameters(model)
-        try:
-            self._wrapped = GradSampleModule(
-                model, batch_first=True, loss_reduction="sum", strict=True
-            )
-        except (NotImplementedError, ValueError) as error:
-            raise PrivacyError(
-                f"privacy.clipping=hooks does not fit this network: {error} "
-                "Choose privacy.clipping=auto, which finds a way that fits."
-            ) from error
+        with self._wrapped():
+            pass
 
     def clipped_sum(
         self, inputs: Tensor, targets: Tensor, sizes: Sequence[int], clipping_norm: float
@@ -59,29 +53,44 @@ class Hooks:
         units = RowUnits.of(sizes, len(inputs))
         if not sizes:
             return ClippedSum([torch.zeros_like(p) for p in self._parameters], inputs.new_zeros(0))
-        try:
-            flat = self._unit_gradients(inputs, targets, units)
-        finally:
-            for parameter in self._parameters:
-                parameter.grad_sample = None  # type: ignore[attr-defined]
-        squared = torch.stack([torch.linalg.vector_norm(f, dim=1).square() for f in flat])
-        norms = squared.sum(dim=0).sqrt()
-        factors = clip_factors(norms, clipping_norm)
-        sums = [(factors @ f).view_as(p) for f, p in zip(flat, self._parameters, strict=True)]
-        return ClippedSum([one.detach() for one in sums], norms)
+        with self._wrapped() as wrapped:
+            flat = self._unit_gradients(wrapped, inputs, targets, units)
+        with full_precision(inputs.device):
+            squared = torch.stack([torch.linalg.vector_norm(f, dim=1).square() for f in flat])
+            norms = squared.sum(dim=0).sqrt()
+            factors = clip_factors(norms, clipping_norm)
+            sums = [(factors @ f).view_as(p) for f, p in zip(flat, self._parameters, strict=True)]
+        return ClippedSum(sums, norms)
 
     def close(self) -> None:
-        """Take Opacus's hooks and attributes off the network."""
-        self._wrapped.remove_hooks()
-        for owner in (*self._wrapped.parameters(), *self._wrapped.modules()):
-            for name in _ATTRIBUTES:
-                if hasattr(owner, name):
-                    delattr(owner, name)
+        """Nothing to take off: Opacus's hooks are there only while a pass runs."""
 
-    def _unit_gradients(self, inputs: Tensor, targets: Tensor, units: RowUnits) -> list[Tensor]:
+    @contextmanager
+    def _wrapped(self) -> Iterator[GradSampleModule]:
+        """Hang Opacus's hooks on the network, and take off all that they leave."""
+        try:
+            wrapped = GradSampleModule(
+                self._model, batch_first=True, loss_reduction="sum", strict=True
+            )
+        except (NotImplementedError, ValueError) as error:
+            raise PrivacyError(
+                f"privacy.clipping=hooks does not fit this network: {error} {WAY_OUT}"
+            ) from error
+        try:
+            yield wrapped
+        finally:
+            wrapped.remove_hooks()
+            for owner in (*wrapped.parameters(), *wrapped.modules()):
+                for name in _ATTRIBUTES:
+                    if hasattr(owner, name):
+                        delattr(owner, name)
+
+    def _unit_gradients(
+        self, wrapped: GradSampleModule, inputs: Tensor, targets: Tensor, units: RowUnits
+    ) -> list[Tensor]:
         """Return each parameter's gradients ``[units, values]``."""
         with torch.enable_grad():
-            losses = self._loss(self._wrapped(inputs), targets)
+            losses = self._loss(wrapped(inputs), targets)
             total = (losses * units.row_weights(losses.device, losses.dtype)).sum()
             whole = torch.autograd.grad(total, self._parameters, allow_unused=True)
         gradients = []
@@ -90,10 +99,10 @@ class Hooks:
             if sample is None and summed is not None:
                 raise PrivacyError(
                     "privacy.clipping=hooks does not fit this network: a parameter is used outside "
-                    "a layer. Choose privacy.clipping=auto, which finds a way that fits."
+                    f"a layer. {WAY_OUT}"
                 )
             if sample is None:
                 gradients.append(parameter.new_zeros((len(units.sizes), parameter.numel())))
             else:
-                gradients.append(units.sum_rows(sample.detach()).flatten(1))
+                gradients.append(units.sum_rows(sample.detach().to(parameter.dtype)).flatten(1))
         return gradients

@@ -7,6 +7,7 @@ backward pass gives the gradient for its inputs and what it adds to each unit's 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -28,9 +29,16 @@ class CoveredLayer(Protocol):
         """Return the outputs and what ``backward`` needs."""
 
     def backward(
-        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, wants_inputs: bool
+        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, shape: torch.Size | None
     ) -> Backward:
-        """Return the gradient for the inputs, if wanted, and the layer's contributions."""
+        """Return the gradient for the inputs and the layer's contributions.
+
+        Args:
+            saved: from ``forward``.
+            grad: loss's gradient for the outputs.
+            units: rows of each unit.
+            shape: of the inputs; None if their gradient is not wanted.
+        """
 
 
 def cover(layer: nn.Module) -> CoveredLayer | None:
@@ -77,6 +85,8 @@ class _Convolution:
         if self._standardised:
             weight = standardise(weight)
         bias = _detached(self._layer.bias)
+        if convolution.steps_over_pixels(weight, g):
+            inputs, g = convolution.read_pixels(inputs, g)
         if g.transposed:
             outputs = functional.conv_transpose2d(
                 inputs, weight, bias, g.stride, g.padding, g.output_padding, g.groups, g.dilation
@@ -88,20 +98,32 @@ class _Convolution:
         return outputs, (inputs, weight)
 
     def backward(
-        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, wants_inputs: bool
+        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, shape: torch.Size | None
     ) -> Backward:
         inputs, weight = saved
+        geometry = self._geometry
+        sparse = convolution.steps_over_pixels(weight, geometry)
+        if sparse:  # the forward pass has saved only what it read
+            geometry = replace(geometry, stride=(1, 1))
         contributions = _bias(self._layer, lambda: _positions_sum(grad), units)
         if _trained(self._layer, "weight") is not None:
-            contributions.append(self._weight(inputs, weight, grad, units))
-        if not wants_inputs:
+            contributions.append(self._weight(inputs, weight, grad, geometry, units))
+        if shape is None:
             return None, contributions
-        return convolution.input_gradient(grad, inputs, weight, self._geometry), contributions
+        gradient = convolution.input_gradient(grad, inputs, weight, geometry)
+        if sparse:
+            gradient = convolution.spread_pixels(gradient, shape, self._geometry)
+        return gradient, contributions
 
     def _weight(
-        self, inputs: Tensor, weight: Tensor, grad: Tensor, units: RowUnits
+        self,
+        inputs: Tensor,
+        weight: Tensor,
+        grad: Tensor,
+        geometry: convolution.Geometry,
+        units: RowUnits,
     ) -> Contribution:
-        geometry, parameter = self._geometry, self._layer.weight
+        parameter = self._layer.weight
         if (
             units.single
             and not self._standardised
@@ -129,7 +151,7 @@ class _Linear:
         return functional.linear(inputs, weight, _detached(self._layer.bias)), (inputs, weight)
 
     def backward(
-        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, wants_inputs: bool
+        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, shape: torch.Size | None
     ) -> Backward:
         inputs, weight = saved
         # [N, ..., features] to [N, positions, features]
@@ -138,7 +160,7 @@ class _Linear:
         contributions = _bias(self._layer, lambda: rows.sum(dim=1), units)
         if _trained(self._layer, "weight") is not None:
             contributions.append(self._weight(columns, rows, units))
-        return (grad @ weight if wants_inputs else None), contributions
+        return (None if shape is None else grad @ weight), contributions
 
     def _weight(self, inputs: Tensor, grad: Tensor, units: RowUnits) -> Contribution:
         parameter = self._layer.weight
@@ -182,7 +204,7 @@ class _GroupNorm:
         return outputs, (inputs, mean, deviation)
 
     def backward(
-        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, wants_inputs: bool
+        self, saved: tuple[Tensor, ...], grad: Tensor, units: RowUnits, shape: torch.Size | None
     ) -> Backward:
         layer = self._layer
         inputs, mean, deviation = saved
@@ -197,7 +219,7 @@ class _GroupNorm:
             rows * channels,
             inputs[0, 0].numel(),
             rows * layer.num_groups,
-            (wants_inputs, True, True),
+            (shape is not None, True, True),
         )
         contributions = _bias(layer, lambda: bias.view(rows, channels), units)
         trained = _trained(layer, "weight")
@@ -205,7 +227,7 @@ class _GroupNorm:
             contributions.append(
                 HeldGradients(trained, units.sum_rows(weight.view(rows, channels)))
             )
-        return (input_gradient.view_as(inputs) if wants_inputs else None), contributions
+        return (None if shape is None else input_gradient.view(shape)), contributions
 
 
 def _positions_sum(grad: Tensor) -> Tensor:

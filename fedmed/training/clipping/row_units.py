@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -64,6 +65,13 @@ class RowUnits:
         owner = torch.repeat_interleave(torch.arange(len(sizes), device=values.device), sizes)
         sums = values.new_zeros((len(self.sizes), *values.shape[1:]))
         return sums.index_add_(0, owner, values)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Work without autograd and without autocast: norms and sums are made in full precision."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
