@@ -23,8 +23,8 @@ _EXAMPLES = """\
 examples:
   fedmed audit privacy
       all attacks at the default settings (about half a minute)
-  fedmed audit privacy privacy=high privacy.unit=patient
-      patients instead of images, epsilon 3
+  fedmed audit privacy privacy=high privacy.unit=image
+      images instead of patients, epsilon 3
   fedmed audit privacy privacy.target_epsilon=1 --quick --output audit-1
       fewer canaries and models; files in the folder audit-1
 

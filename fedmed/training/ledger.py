@@ -10,6 +10,7 @@ writes.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ class Ledger:
             max_epsilon: the site's limit; None is none.
 
         Raises:
-            BudgetError: if ``max_epsilon`` would be passed; nothing is written then.
+            BudgetError: if ``max_epsilon`` would be passed, or no finite epsilon would be left;
+                nothing is written then.
             PrivacyError: if the reservation makes no sense, or cannot be written.
         """
         reservation = replace(reservation, time=self._clock())
@@ -108,14 +110,15 @@ class Ledger:
             if reservation.repeatable and reservation in self._entries:
                 return study_epsilon(self._entries, study, unit, delta)
             epsilon = study_epsilon(self._entries, study, unit, delta, [reservation.steps])
-            if max_epsilon is not None and not epsilon <= max_epsilon:
+            # Without a limit a figure is still needed: a round that leaves no guarantee is none.
+            if not (math.isfinite(epsilon) and (max_epsilon is None or epsilon <= max_epsilon)):
                 raise BudgetError(self._refusal(reservation, epsilon, max_epsilon))
             _write_all(descriptor, reservation.to_line())
             self._entries.append(reservation)
             self._seen = _identity(descriptor)
         return epsilon
 
-    def _refusal(self, reservation: Reservation, epsilon: float, limit: float) -> str:
+    def _refusal(self, reservation: Reservation, epsilon: float, limit: float | None) -> str:
         others = any(
             entry.study == reservation.study and entry.unit != reservation.unit
             for entry in self._entries
@@ -125,9 +128,10 @@ class Ledger:
             if others
             else ""
         )
+        above = "" if limit is None else f", above this site's limit of {limit:g}"
         return (
-            f"Round {reservation.round} would bring epsilon to {epsilon:.3f}, above this "
-            f"site's limit of {limit:g} (site.max_epsilon). Nothing was trained.{why} `fedmed "
+            f"Round {reservation.round} would bring epsilon to {epsilon:.3f}{above} "
+            f"(site.max_epsilon). Nothing was trained.{why} `fedmed "
             "ledger show` tells what was spent. Raise site.max_epsilon if the site's data "
             "protection officer agrees, ask for a plan with more noise or fewer rounds, or, for "
             "other patients only, name another site.study."

@@ -225,7 +225,7 @@ def test_a_way_that_fails_its_trial_is_not_used(monkeypatch, caplog, broken):
     assert relative(flat(found), expected) < 1e-5
     assert "trying privacy.clipping=functional" in caplog.text
     by_name = choose_clipper(model, loss, Clipping.book_keeping)
-    with pytest.raises(PrivacyError, match="trial|fails with"):
+    with pytest.raises(PrivacyError, match=r"trial|fails with"):
         by_name.clipped_sum(inputs, targets, (1, 2), 0.5)
 
 
