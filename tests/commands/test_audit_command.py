@@ -122,7 +122,7 @@ def test_help_has_examples(capsys):
         main(["audit", "privacy", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert "privacy.unit=patient" in printed
+    assert "privacy.unit=image" in printed
     assert "exit code" in printed
 
 

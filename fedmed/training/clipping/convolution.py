@@ -99,12 +99,21 @@ def unit_gradients(
     Returns:
         ``[units, *weight.shape]``.
     """
+    if units.single and _is_product(weight, geometry):
+        # A 1x1 convolution is a matrix product at each pixel; oneDNN does not take it in groups.
+        products = torch.bmm(grad.flatten(2), inputs.flatten(2).transpose(1, 2))
+        return products.view(len(inputs), *weight.shape)
     if units.single and weight.numel() <= GROUPED_WEIGHTS:
         return _grouped(grad, inputs, weight, geometry)
     gradients = weight.new_empty((len(units.sizes), *weight.shape))
     for unit, rows in enumerate(units.slices()):
         gradients[unit] = weight_gradient(grad[rows], inputs[rows], weight, geometry)
     return gradients
+
+
+def _is_product(weight: Tensor, geometry: Geometry) -> bool:
+    plain = Geometry((1, 1), (0, 0), geometry.dilation, False, (0, 0), 1)
+    return tuple(weight.shape[2:]) == (1, 1) and geometry == plain
 
 
 def _grouped(grad: Tensor, inputs: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
