@@ -34,6 +34,7 @@ def rounds(run):
     return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_unit_patient_is_solved_for_accounted_and_reported(simulate):
     code, run = simulate("privacy=medium", "privacy.sample_rate=0.5")
     assert code == 0
@@ -51,6 +52,7 @@ def test_the_unit_patient_is_solved_for_accounted_and_reported(simulate):
         assert entry["steps"]["sample_rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_options_for_utility_work_together(simulate):
     code, run = simulate(
         "privacy=medium", "privacy.augmentation_multiplicity=2", "privacy.ema_decay=0.8",
@@ -62,6 +64,7 @@ def test_options_for_utility_work_together(simulate):
         assert 7 < site["epsilon"] <= 8.0
 
 
+@pytest.mark.slow
 def test_a_start_from_earlier_weights_with_frozen_layers(simulate, tmp_path):
     code, first = simulate("privacy=off")
     assert code == 0
@@ -78,6 +81,7 @@ def test_a_start_from_earlier_weights_with_frozen_layers(simulate, tmp_path):
     assert simulate("privacy=off", "model.init=absent.safetensors")[0] == 2
 
 
+@pytest.mark.slow
 def test_distributed_noise_is_for_simulations_that_ask_for_it(simulate, capsys):
     settings = ["privacy=medium", "privacy.model=distributed", *ONE_STEP]
     assert simulate(*settings)[0] == 2
@@ -91,6 +95,7 @@ def test_distributed_noise_is_for_simulations_that_ask_for_it(simulate, capsys):
     assert "does not hold against: server" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_central_noise_needs_the_sites_to_trust_the_server(simulate, capsys):
     settings = ["privacy=medium", "privacy.model=central", *ONE_STEP]
     assert simulate(*settings)[0] == 7  # every site refuses

@@ -50,11 +50,11 @@ def test_the_clipped_sum_is_that_of_a_loop_over_units(way, network, sizes):
 @pytest.mark.parametrize(
     ("grouped", "ghost"),
     [(10**9, 10**9), (0, 10**9), (0, 0), (10**9, 0)],
-    ids=["grouped", "loop", "ghost", "all ghost"],
+    ids=["grouped", "row by row", "ghost", "all ghost"],
 )
 @pytest.mark.parametrize("network", ["classifier", "unet", "detector"])
 def test_each_kernel_for_convolutions_is_right(monkeypatch, network, grouped, ghost):
-    monkeypatch.setattr(convolution, "GROUPED_WEIGHTS", grouped)
+    monkeypatch.setattr(convolution, "GROUPED_VALUES", grouped)
     monkeypatch.setattr(convolution, "GHOST_FACTOR", ghost)
     model, loss, inputs, targets = case(network, 5)
     expected, norms = reference(model, loss, inputs, targets, (1,) * 5, 0.3)

@@ -107,6 +107,17 @@ def convolutional(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *layers, *HEAD)
 
 
+def with_own_forward():
+    model = Attentive()
+    layer = model.first
+    layer.forward = lambda images: nn.functional.linear(images, 2 * layer.weight, layer.bias)
+    return model
+
+
+def with_dropout():
+    return convolutional(nn.Dropout(0.5), nn.Dropout2d(0.5))
+
+
 NETWORKS = {
     # name: (maker, the way that auto ends with, part of book-keeping's refusal)
     "used twice": (UsedTwice, "functional", "again is used twice"),
@@ -131,6 +142,7 @@ NETWORKS = {
         "functional",
         "is of no known kind",
     ),
+    "forward of its own": (with_own_forward, "functional", r"first \(Linear\)"),
     "in place": (lambda: convolutional(nn.GroupNorm(2, 4), nn.ReLU(inplace=True)), None, None),
     "grouped and dilated": (
         lambda: convolutional(nn.Conv2d(4, 4, 3, groups=2, dilation=2), nn.Tanh()),
@@ -227,6 +239,18 @@ def test_a_way_that_fails_its_trial_is_not_used(monkeypatch, caplog, broken):
     by_name = choose_clipper(model, loss, Clipping.book_keeping)
     with pytest.raises(PrivacyError, match=r"trial|fails with"):
         by_name.clipped_sum(inputs, targets, (1, 2), 0.5)
+
+
+def test_dropout_does_not_fail_the_trial(caplog):
+    torch.manual_seed(0)
+    model = with_dropout()
+    inputs, targets = batch(4)
+    clipper = choose_clipper(model, classification_loss, Clipping.auto)
+    found = clipper.clipped_sum(inputs, targets, (1, 3), 0.5)
+    assert clipper.way == "book_keeping"
+    assert float(flat(found).norm()) <= 1.0 + 1e-6
+    assert [m.p for m in model.modules() if hasattr(m, "p")] == [0.5, 0.5]
+    assert not caplog.records
 
 
 def test_a_layer_that_starts_at_zero_hides_no_mistake(monkeypatch):

@@ -44,10 +44,11 @@ class CoveredLayer(Protocol):
 def cover(layer: nn.Module) -> CoveredLayer | None:
     """Return how book-keeping runs a layer, or None if it does not know the layer.
 
-    The type must match exactly: a subclass may do anything with its weights.
+    The type must match exactly: a subclass may do anything with its weights, and so may a layer
+    with a forward function of its own.
     """
     kind = _KINDS.get(type(layer))
-    if kind is None or set(layer._parameters) - {"weight", "bias"}:
+    if kind is None or set(layer._parameters) - {"weight", "bias"} or "forward" in vars(layer):
         return None
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and (
         layer.padding_mode != "zeros" or isinstance(layer.padding, str)
@@ -171,6 +172,8 @@ class _Linear:
                 inputs.square().sum(dim=1) * grad.square().sum(dim=1),
                 lambda factors: (grad * factors[:, None]).T @ inputs,
             )
+        if units.single:
+            return HeldGradients(parameter, torch.bmm(grad.transpose(1, 2), inputs))
         gradients = [
             grad[rows].flatten(0, 1).T @ inputs[rows].flatten(0, 1) for rows in units.slices()
         ]
