@@ -72,7 +72,8 @@ def train_baseline(
             task,
             plan.training,
             plan.privacy,
-            privacy.mechanism,
+            # Nobody shares the noise of a model trained alone: it needs all of it.
+            replace(privacy.mechanism, noise_share=1.0),
             noise,
             local,
         )
