@@ -107,8 +107,9 @@ class ModelConfig:
 
     Attributes:
         name: builder in ``fedmed/models/registry.py``.
-        width: channels of the first stage; each stage doubles them.
-        stages: number of resolutions.
+        width: channels of the first stage; each stage doubles them. For ``scattering``, the number
+            of orientations of its filters, at most 16.
+        stages: number of resolutions; for ``scattering`` each is half of the one before.
         blocks: residual blocks a stage.
         groups: most groups in a GroupNorm layer.
         normalisation: ``group``; ``batch`` for comparisons without differential privacy only.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 _NOT_FOR_CLASSIFICATION = ("unet", "detector")
+_SCATTERING_CELLS = 4
+"""Pixels that the coarsest map of ``fedmed/models/scattering.py`` has at least on a side."""
 
 
 def _demand(condition: bool, message: str) -> None:
@@ -68,6 +70,25 @@ def _validate_task(plan: Plan) -> None:
     # A plan comes from outside: it must not make a site allocate hundreds of gigabytes.
     widest = model.width * 2 ** (model.stages - 1)
     _demand(widest <= 4096, f"model: {widest} channels in the last stage; keep to 4096.")
+    if model.name == "scattering":
+        _validate_scattering(plan)
+
+
+def _validate_scattering(plan: Plan) -> None:
+    """Features grow with the square of the orientations; the coarsest map must fill a grid."""
+    model, size = plan.model, plan.preprocessing.size
+    _demand(
+        model.width <= 16,
+        f"model.width={model.width} is the number of orientations of model=scattering: choose 1 "
+        "to 16.",
+    )
+    smallest = _SCATTERING_CELLS * 2 ** (model.stages - 1)
+    most = int(math.log2(size // _SCATTERING_CELLS)) + 1
+    _demand(
+        size >= smallest,
+        f"model.stages={model.stages} of model=scattering needs images of {smallest} pixels, and "
+        f"preprocessing.size={size}. Choose model.stages={most} or preprocessing.size={smallest}.",
+    )
 
 
 def _validate_training(plan: Plan) -> None:

@@ -20,6 +20,7 @@ from fedmed.models.residual_cnn import (
     convolution,
     group_norm,
 )
+from fedmed.models.scattering import ScatteringClassifier
 from fedmed.models.unet import UNet
 
 Builder = Callable[[ModelConfig, int, int], nn.Module]
@@ -46,6 +47,10 @@ def _residual_classifier(config: ModelConfig, channels: int, outputs: int) -> nn
     return ResidualClassifier(_encoder(config, channels), outputs)
 
 
+def _scattering_classifier(config: ModelConfig, channels: int, outputs: int) -> nn.Module:
+    return ScatteringClassifier(channels, outputs, orientations=config.width, scales=config.stages)
+
+
 def _unet(config: ModelConfig, channels: int, outputs: int) -> nn.Module:
     return UNet(
         channels,
@@ -68,6 +73,7 @@ def _detector(config: ModelConfig, channels: int, outputs: int) -> nn.Module:
 
 BUILDERS: dict[str, Builder] = {
     "residual_cnn": _residual_classifier,
+    "scattering": _scattering_classifier,
     "unet": _unet,
     "detector": _detector,
 }
@@ -79,8 +85,8 @@ def build_model(config: ModelConfig, *, channels: int, outputs: int, seed: int) 
     Args:
         config: name and size.
         channels: channels of the input image.
-        outputs: numbers for one image (``residual_cnn``), maps of the image's size (``unet``), or
-            classes (``detector``, which adds four maps for the boxes).
+        outputs: numbers for one image (``residual_cnn``, ``scattering``), maps of the image's size
+            (``unet``), or classes (``detector``, which adds four maps for the boxes).
         seed: of the initial weights.
 
     Raises:
