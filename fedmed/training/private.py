@@ -93,15 +93,15 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
                     delattr(parameter, name)
 
     def add_noise(self) -> None:
-        """Add noise to each sum, on the lattice; without noise (central) the sum stays as it is."""
-        for parameter in self.params:
-            clipped_sum: Tensor = parameter.summed_grad
-            if self._scale == 0:
-                parameter.grad = clipped_sum.view_as(parameter)
-                continue
-            noise = self._noise.normal(clipped_sum.shape)
-            noised = add_on_lattice(clipped_sum, noise, self._scale, self._spacing)
-            parameter.grad = noised.view_as(parameter)
+        """Add noise to the sums, on the lattice; without noise (central) they stay as they are."""
+        # In one vector: the noise generator works in chunks larger than most layers.
+        released = torch.cat([parameter.summed_grad.flatten() for parameter in self.params])
+        if self._scale > 0:
+            noise = self._noise.normal(released.shape)
+            released = add_on_lattice(released, noise, self._scale, self._spacing)
+        parts = torch.split(released, [parameter.numel() for parameter in self.params])
+        for parameter, part in zip(self.params, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def scale_grad(self) -> None:
         """Divide by the expected number of units in a batch."""

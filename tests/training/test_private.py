@@ -239,8 +239,7 @@ def test_the_average_of_the_steps_is_sent_if_asked_for():
 
     class Watching(NoNoise):
         def normal(self, shape):
-            if len(visited) == 0 or shape == next(iter(model.parameters())).shape:
-                visited.append(flat(model))
+            visited.append(flat(model))
             return super().normal(shape)
 
     one_step(model, data, privacy=privacy, steps=3, noise=Watching(0))
