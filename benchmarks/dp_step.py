@@ -26,6 +26,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedmed.training.device import keep_freed_memory
+
 BATCH = 64
 NETWORKS = {"classifier": 1.3, "unet": 1.1, "detector": math.nan}
 """Networks, with the largest ratio of time that is aimed at."""
@@ -145,6 +147,7 @@ def main() -> None:
     arguments = read_arguments("Time and memory of one private training step.")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    keep_freed_memory()  # as fedmed's commands do; all ways profit
     console = Console(width=110)
     print_machine(console)
     rounds = 5 if arguments.quick else 15

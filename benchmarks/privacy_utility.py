@@ -76,7 +76,9 @@ def result_table(data: DataSet, figures: dict[str, float], seeds: Sequence[int])
     """Return a row an epsilon and a column a unit, with the seconds of a run."""
     table = Table(
         title=f"{data.title}, 3 sites, AUROC, seeds {' '.join(map(str, seeds))}",
-        caption=None if "patient" in data.units else "No patient ids: each image is a patient.",
+        caption=None
+        if "patient" in data.units
+        else "Without patient ids there is no unit patient.",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
         show_edge=False,
@@ -86,10 +88,7 @@ def result_table(data: DataSet, figures: dict[str, float], seeds: Sequence[int])
         table.add_column(f"unit {unit}", justify="right", no_wrap=True)
         table.add_column("s a run", justify="right", no_wrap=True)
     for row, title in ROWS.items():
-        cells = []
-        for unit in UNITS:
-            own = unit if unit in data.units else data.units[0]
-            cells += _cells(f"{data.name}_{own}_{row}", figures)
+        cells = [cell for unit in UNITS for cell in _cells(f"{data.name}_{unit}_{row}", figures)]
         if any(cell != "-" for cell in cells):
             table.add_row(title, *cells)
     return table

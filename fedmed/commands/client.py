@@ -22,7 +22,7 @@ from fedmed.configuration.loading import load_settings
 from fedmed.data.sources import CohortLoader, site_sources
 from fedmed.errors import ConfigurationError
 from fedmed.federation.flower_link import FleetConnection
-from fedmed.training.device import default_threads
+from fedmed.training.device import default_threads, keep_freed_memory
 from fedmed.trust.certificates import load_site_key
 
 EXAMPLES = """\
@@ -42,6 +42,7 @@ def join_federation(arguments: Sequence[str], console: Console) -> int:
     """
     settings = load_settings(ClientSettings, "client", arguments)
     name = settings.site.name
+    keep_freed_memory()
     key = load_site_key(Path(settings.transport.site_key))
     state = Path(settings.site.state or f"state/{name}")
     threads = settings.site.threads or default_threads()

@@ -24,7 +24,7 @@ from fedmed.data.sources import site_sources
 from fedmed.errors import ConfigurationError
 from fedmed.federation.in_process import RUN_ID, InProcessGrid
 from fedmed.federation.run_folder import RunFolder
-from fedmed.training.device import available_cores
+from fedmed.training.device import available_cores, keep_freed_memory
 from fedmed.training.noise import SecureNoise, SeededNoise
 from fedmed.training.seeds import derive_seed
 from server.app import ServerRun, make_server_app
@@ -75,6 +75,7 @@ def _settings_and_folder(arguments: Sequence[str]) -> tuple[SimulateSettings, Ru
 
 
 def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> None:
+    keep_freed_memory()
     names = tuple(sorted(site_sources(settings.data)))
     plan = settings.plan()
     if plan.federation.minimum_sites > len(names):

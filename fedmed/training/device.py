@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from fedmed.errors import ConfigurationError
 
 _MOST_THREADS = 8
+# Numbers of mallopt(3) options, from glibc's malloc.h.
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
 
 
 def available_cores() -> int:
@@ -47,3 +51,21 @@ def choose_device(name: str) -> torch.device:
             "Choose auto or cpu."
         )
     return torch.device("cuda", int(number or 0))
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next step instead of giving it back to the system.
+
+    Every step frees and takes the same tensors of many megabytes. By default each of them is
+    mapped anew and zeroed page by page, which takes about a fifth of a step's time on CPU.
+    Resident memory then stays at the peak of a step. Without glibc nothing changes.
+
+    Returns:
+        Whether it was set.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    wanted = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1))
+    return all(mallopt(option, value) == 1 for option, value in wanted)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from scipy import ndimage
 from torch.nn import functional
 
 from fedmed.cli import main
+from fedmed.configuration.commands import SimulateSettings
 from fedmed.configuration.groups import Clipping, ModelConfig
+from fedmed.configuration.loading import load_settings
+from fedmed.errors import ConfigurationError
 from fedmed.models.parameters import ParameterLayout, flatten, load_flat, trained_mask
 from fedmed.models.registry import build_model
 from fedmed.models.scattering import CELLS, Scattering, gabor_filters
@@ -222,22 +226,21 @@ def test_it_learns_what_the_direction_of_stripes_says():
         (["model.width=17"], r"model\.width=17 .*choose 1 to 16"),
         (["model.stages=6"], r"needs images of 128 pixels.*model\.stages=5 or .*size=128"),
         (["preprocessing.size=8"], r"needs images of 16 pixels.*stages=2 or preprocessing.size=16"),
-        (["model.freeze=[encoder.*]"], r"no parameter matches encoder\.\*"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(settings, expected, capsys):
-    import re
-
     assert main(["simulate", "model=scattering", *settings]) == 2
     shown = capsys.readouterr().err.strip()
     assert re.search(expected, shown), shown
 
 
+def test_there_is_nothing_in_the_features_to_freeze():
+    with pytest.raises(ConfigurationError, match=r"no parameter matches encoder\.\*"):
+        model(freeze=["encoder.*"])
+
+
 @pytest.mark.parametrize(("size", "stages"), [(16, 3), (28, 3), (64, 5), (8, 2)])
 def test_the_smallest_image_that_is_allowed_works(size, stages):
-    from fedmed.configuration.commands import SimulateSettings
-    from fedmed.configuration.loading import load_settings
-
     settings = ["model=scattering", f"preprocessing.size={size}", f"model.stages={stages}"]
     config = load_settings(SimulateSettings, "simulate", settings).model
     network = build_model(config, channels=1, outputs=1, seed=0)
