@@ -757,9 +757,15 @@ def test_the_guarantees_table_names_who_is_held_off_by_what(tmp_path):
         "damaged",
     ]
     privacy = {"unit": "patient", "noise": "secure", "guarantees": entries}
-    text = page_of(fabricate(tmp_path / "run", privacy=privacy)).text
+    transport = {"secure_aggregation": False}
+    text = page_of(fabricate(tmp_path / "run", privacy=privacy, transport=transport)).text
     assert "Which epsilon, per patient, holds against whom" in text
     assert "it adds the noise <itself>" in text  # as text: it was escaped
     assert "at most 7.96" in text
     assert "it does not hold against: server" in text
     assert "no adversary named" not in text
+    assert "The sites trust whoever runs the server" in text
+    entries[0]["epsilon"] = 7.5
+    again = fabricate(tmp_path / "again", privacy=privacy, transport=transport)
+    protected = page_of(again).text
+    assert "the epsilon above holds against the server too" in protected

@@ -208,6 +208,15 @@ def aggregation_statement(run: RunRecord) -> Statement:
             "Whether secure aggregation was on is not recorded",
             ("Assume that the server saw each site's update.",),
         )
+    if not secure and _noised_before_the_server(run):
+        return Statement(
+            "warning",
+            "Secure aggregation was off: the server saw each site's noised update",
+            (
+                "Each update carried its site's own noise, so the epsilon above holds against the "
+                "server too. Secure aggregation would hide the updates besides.",
+            ),
+        )
     if not secure:
         return Statement(
             "warning",
@@ -232,6 +241,13 @@ def aggregation_statement(run: RunRecord) -> Statement:
         return Statement("warning", "Secure aggregation was on, but hid little", tuple(sentences))
     return Statement(
         "good", "Secure aggregation was on: the server saw sums only", tuple(sentences)
+    )
+
+
+def _noised_before_the_server(run: RunRecord) -> bool:
+    privacy = run.summary.privacy
+    return privacy.noise == NOISE_SECURE and any(
+        one.adversary == "server" and one.epsilon is not None for one in privacy.guarantees
     )
 
 
