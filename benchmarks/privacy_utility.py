@@ -7,6 +7,8 @@ seeds, spreads are sample standard deviations.
 
 With privacy the network is ``scattering``: fixed features, one trained layer. ``--ablation`` trains
 the small residual network with privacy from end to end, and adds one option at a time.
+
+Within a seed the noise alone moves the figures of small sites by as much as the split does.
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ def measure_tables(arguments: argparse.Namespace, console: Console) -> dict[str,
         found = figures_of(measure(chosen, arguments, console))
         if arguments.ablation:
             console.print(ablation_table(found))
-            # An ablation is read off one seed: its keys say no mean.
+            # Keys of the ablation say no mean, also where there are several seeds.
             found = {key.replace("_auroc_mean", "_auroc"): value for key, value in found.items()}
         else:
             console.print(result_table(data, found, arguments.seeds))

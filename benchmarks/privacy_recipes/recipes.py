@@ -1,7 +1,7 @@
 """Settings by data set, unit and epsilon.
 
 They were chosen on seeds 0 to 2, by the test images of those splits; figures are for other seeds.
-That search is not accounted for in epsilon (see docs/privacy.md).
+Epsilon does not account for that search.
 """
 
 from __future__ import annotations

@@ -150,10 +150,9 @@ def ghost_squared_norms(grad: Tensor, inputs: Tensor, weight: Tensor, geometry: 
     With ``A`` the inner products of the inputs' pixels and ``B`` those of the gradient's, it is
     the sum over kernel offsets d and positions t, u of ``A[st + d, su + d] * B[t, u]`` with stride
     s (Rochette et al., 2019; Bu et al., 2022). Taking the products before the offsets saves a
-    factor of the kernel's area against unfolding. In double precision: terms of either sign may
-    cancel, and a norm that came out too small would let more through than the clipping norm.
+    factor of the kernel's area against unfolding. Single precision, as the gradients themselves
+    are made in: ``noise.CLIPPING_MARGIN`` pays for the rounding of both.
     """
-    grad, inputs = grad.double(), inputs.double()
     if geometry.transposed:  # the same sum with the two maps in each other's place
         grad, inputs = inputs, grad
     rows, height, width = len(inputs), *inputs.shape[2:]
@@ -167,8 +166,7 @@ def ghost_squared_norms(grad: Tensor, inputs: Tensor, weight: Tensor, geometry: 
             down = _taps(y, geometry.dilation[0], geometry.stride[0], out_height)
             along = _taps(x, geometry.dilation[1], geometry.stride[1], out_width)
             total += products[:, down, along, down, along]
-    squared = (total.flatten(1) * _inner_products(grad).flatten(1)).sum(dim=1)
-    return squared.clamp_(min=0.0).to(weight.dtype)
+    return (total.flatten(1) * _inner_products(grad).flatten(1)).sum(dim=1).clamp_(min=0.0)
 
 
 def _taps(offset: int, dilation: int, stride: int, count: int) -> slice:
