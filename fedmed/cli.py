@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from rich.console import Console
 
@@ -12,6 +13,15 @@ from fedmed.errors import FedmedError
 
 _INTERRUPTED = 130
 Command = Callable[[Sequence[str], Console], int]
+
+# Commands whose words are Hydra overrides, each with the function that runs it ...
+_WITH_SETTINGS = {
+    "simulate": "simulate",
+    "server": "serve_federation",
+    "client": "join_federation",
+}
+# ... and those with subcommands of their own.
+_WITH_PARSER = ("data", "pki", "ledger", "audit")
 
 USAGE = """\
 usage: fedmed COMMAND [settings]
@@ -55,46 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, rest: list[str], console: Console) -> int:
     # Imported on demand: torch and Flower take seconds, an error in a word should not.
-    if name == "simulate":
-        from fedmed.commands import simulate  # noqa: PLC0415
-
-        return _with_help("simulate", rest, console, simulate.EXAMPLES, simulate.simulate)
-    if name == "server":
-        from fedmed.commands import server  # noqa: PLC0415
-
-        return _with_help("server", rest, console, server.EXAMPLES, server.serve_federation)
-    if name == "client":
-        from fedmed.commands import client  # noqa: PLC0415
-
-        return _with_help("client", rest, console, client.EXAMPLES, client.join_federation)
-    if name == "data":
-        from fedmed.commands.data import data_command  # noqa: PLC0415
-
-        return data_command(rest, console)
-    if name == "pki":
-        from fedmed.commands.pki import pki_command  # noqa: PLC0415
-
-        return pki_command(rest, console)
-    if name == "ledger":
-        from fedmed.commands.ledger import ledger_command  # noqa: PLC0415
-
-        return ledger_command(rest, console)
-    if name == "audit":
-        from fedmed.commands.audit import audit_command  # noqa: PLC0415
-
-        return audit_command(rest, console)
+    if name in _WITH_PARSER:
+        command: Command = getattr(
+            import_module(f"fedmed.commands.{name}"),
+            f"{name}_command",
+        )
+        return command(rest, console)
+    if name in _WITH_SETTINGS:
+        module = import_module(f"fedmed.commands.{name}")
+        if "-h" in rest or "--help" in rest:
+            text = _settings_help(name, module.EXAMPLES)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            return 0
+        run: Command = getattr(module, _WITH_SETTINGS[name])
+        return run(rest, console)
     raise FedmedError(f"There is no command {name}. See fedmed --help.")
 
 
-def _with_help(
-    name: str, rest: list[str], console: Console, examples: str, command: Command
-) -> int:
-    if "-h" in rest or "--help" in rest:
-        from fedmed.commands.settings_help import settings_help  # noqa: PLC0415
+def _settings_help(name: str, examples: str) -> str:
+    from fedmed.commands.settings_help import settings_help  # noqa: PLC0415
 
-        console.print(settings_help(name, examples), markup=False, highlight=False, soft_wrap=True)
-        return 0
-    return command(rest, console)
+    return settings_help(name, examples)
 
 
 if __name__ == "__main__":

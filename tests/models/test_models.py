@@ -80,5 +80,5 @@ def test_foreign_weights_are_refused():
     broken[0] = np.nan
     with pytest.raises(ProtocolError, match="NaN"):
         load_flat(network, broken)
-    with pytest.raises(ConfigurationError, match="choose one of .*residual_cnn"):
+    with pytest.raises(ConfigurationError, match=r"choose one of .*residual_cnn"):
         model(name="transformer")
