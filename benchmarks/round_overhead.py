@@ -8,6 +8,10 @@ poll are quick in one round and slow in the next, between which a median would c
 same aggregation and the same checkpoint on disk on all engines. ``..._exchange_s`` is the part of
 it from the first request to the last answer. ``..._flower_loop_s`` are with Flower's own FedAvg
 as a plain Flower app has it, without a checkpoint.
+
+All of these send plain updates: like is compared with like. ``..._secagg_s`` are the same rounds
+with secure aggregation, signed messages and the transparency log, which is what fedmed does unless
+told otherwise; there the exchange holds all four exchanges of a round.
 """
 
 from __future__ import annotations
@@ -25,7 +29,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from round_engines.echo import PARAMETERS, SITES, RoundTime
-from round_engines.fedmed_engines import deployed, in_process
+from round_engines.fedmed_engines import (
+    deployed,
+    deployed_secagg,
+    in_process,
+    in_process_secagg,
+)
 from round_engines.ray_engine import on_ray, on_ray_with_flower_loop
 from round_engines.stock_flower import NotMeasuredError, stock_flower
 
@@ -34,9 +43,11 @@ Engine = Callable[[Path, int], list[RoundTime]]
 TARGET_RATIO = 20
 TITLES = {
     "in_process": "fedmed, one process",
+    "in_process_secagg": "same, secagg",
     "ray": "Flower, Ray",
     "ray_flower_loop": "Flower, Ray, FedAvg",
     "deployed": "fedmed deployed, TLS",
+    "deployed_secagg": "same, secagg",
     "stock_flower": "Flower deployed",
     "stock_flower_loop": "Flower deployed, FedAvg",
 }
@@ -46,9 +57,11 @@ def measure(quick: bool, console: Console) -> dict[str, list[RoundTime]]:
     """Return the times of each round by engine; an engine that is not there is left out."""
     engines: dict[str, tuple[Engine, int]] = {
         "in_process": (in_process, 20 if quick else 50),
+        "in_process_secagg": (in_process_secagg, 10 if quick else 20),
         "ray": (on_ray, 10 if quick else 20),
         "ray_flower_loop": (on_ray_with_flower_loop, 2 if quick else 10),
         "deployed": (deployed, 10 if quick else 20),
+        "deployed_secagg": (deployed_secagg, 10 if quick else 20),
     }
     if quick:
         console.print("Flower deployed: not measured: left out by --quick")

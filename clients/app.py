@@ -1,4 +1,4 @@
-"""The ClientApp: three questions that a server may ask, and nothing else.
+"""The ClientApp: the questions that a server may ask, and nothing else.
 
 It is the code installed at the site. Every answer, a refusal too, leaves through the site's
 egress.
@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.signed_site import SignedSite
 from clients.site import Site
+from fedmed.configuration.groups import TransportMode
+from fedmed.configuration.plan import Plan
 from fedmed.data.cohort import SPLITS
 from fedmed.errors import DataError, EmptyCohortError, FedmedError, ProtocolError
 from fedmed.federation.records import (
     FLOAT32,
+    UPDATE,
+    WEIGHTS,
     Refused,
     Request,
     unpack_arrays,
     unpack_request,
 )
-from fedmed.federation.rounds import UPDATE, WEIGHTS
+from fedmed.federation.wire import is_signed
 from fedmed.models.parameters import FloatVector
+from fedmed.trust.policy import check_plan
 
 log = logging.getLogger(__name__)
 
-FindSite = Callable[[Context], Site]
-_Handler = Callable[[Site, Message], RecordDict]
+FindSite = Callable[[Context], SignedSite]
+_Plain = Callable[[Site, Message], RecordDict]
 
 
 def make_client_app(find_site: FindSite) -> ClientApp:
@@ -40,24 +47,52 @@ def make_client_app(find_site: FindSite) -> ClientApp:
     """
     app = ClientApp()
 
-    def answer(handler: _Handler) -> Callable[[Message, Context], Message]:
+    def answer(step: str, plain: _Plain) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
-            site = find_site(context)
+            signed = find_site(context)
+            site = signed.site
+            is_plain = not is_signed(message.content)
             try:
-                content = handler(site, message)
+                content = plain(site, message) if is_plain else signed.answer(step, message.content)
             except FedmedError as error:
                 log.warning("%s refuses: %s", site.name, error)
-                content = site.egress.release(
-                    Refused(site.name, type(error).__name__, _outside(error))
-                )
+                if is_plain:
+                    refused = Refused(site.name, type(error).__name__, _outside(error))
+                    content = site.egress.release(refused)
+                else:
+                    content = signed.refuse(error, _outside(error))
             return Message(content, reply_to=message)
 
         return handle
 
-    app.query("join")(answer(_join))
-    app.train()(answer(_train))
-    app.evaluate()(answer(_evaluate))
+    app.query("join")(answer("join", _join))
+    app.query("prepare")(answer("prepare", _never))
+    app.train()(answer("work", _train))
+    app.evaluate()(answer("work", _evaluate))
+    app.query("confirm")(answer("confirm", _never))
+    app.query("reveal")(answer("reveal", _never))
     return app
+
+
+def _never(_site: Site, _message: Message) -> RecordDict:
+    raise ProtocolError("This step exists in signed messages only.")
+
+
+def _plain_request(site: Site, message: Message) -> Request:
+    """Read an unsigned request; a site takes one only if plan and policy say so."""
+    request = unpack_request(message.content)
+    plan = Plan.from_json(request.plan)
+    if plan.transport.mode != TransportMode.plain:
+        raise ProtocolError("The plan wants signed messages, and this one is not.")
+    check_plan(
+        plan,
+        site.policy,
+        transport=TransportMode.plain.value,
+        cohort=plan.federation.minimum_sites,
+        server="",
+        now=datetime.now().astimezone(),
+    )
+    return request
 
 
 def _outside(error: FedmedError) -> str:
@@ -72,17 +107,17 @@ def _outside(error: FedmedError) -> str:
 
 
 def _join(site: Site, message: Message) -> RecordDict:
-    return site.egress.release(site.join(unpack_request(message.content)))
+    return site.egress.release(site.join(_plain_request(site, message)))
 
 
 def _train(site: Site, message: Message) -> RecordDict:
-    request = unpack_request(message.content)
+    request = _plain_request(site, message)
     report, update = site.train(request, _weights(site, request, message.content))
     return site.egress.release(report, {UPDATE: update}, {UPDATE: (site.layout(request).size,)})
 
 
 def _evaluate(site: Site, message: Message) -> RecordDict:
-    request = unpack_request(message.content)
+    request = _plain_request(site, message)
     if request.split not in SPLITS[1:]:
         raise ProtocolError("Models are evaluated on validation or test images only.")
     report, counts = site.evaluate(request, _weights(site, request, message.content))

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from fedmed.configuration.groups import PrivacyModel, SiteConfig
+from fedmed.configuration.groups import SiteConfig
 from fedmed.configuration.plan import Plan
 from fedmed.data.cohort import Cohort, Reading
 from fedmed.data.labels import LabelSchema
 from fedmed.data.sources import CohortLoader
-from fedmed.errors import PrivacyError
 from fedmed.federation.egress import Egress
 from fedmed.federation.records import Evaluated, Joined, Request, Trained
 from fedmed.models.parameters import FloatVector, ParameterLayout, flatten, load_flat
 from fedmed.models.registry import build_model
 from fedmed.tasks.base import Aggregate, Task
 from fedmed.tasks.registry import build_task
+from fedmed.training.accounting import epsilon_spent
 from fedmed.training.device import choose_device
 from fedmed.training.evaluate import evaluate
 from fedmed.training.ledger import Ledger, Reservation
@@ -33,6 +33,7 @@ from fedmed.training.private import check_trainable_privately, train_privately
 from fedmed.training.seeds import derive_seed
 from fedmed.training.site_plan import SitePrivacy, check_site_policy, site_privacy
 from fedmed.training.trainer import LocalRound, train
+from fedmed.trust.policy import SitePolicy, check_epsilon
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ class Site:
         load: reads the site's archive.
         state: folder of ledger, egress record and quarantine list.
         seeded_noise: tests only; set where the site starts, never by a message.
-        ideal_aggregation: simulations only; the process that holds all sites stands in for secure
-            aggregation.
+        policy: what else the site decides for itself, from its policy file.
         progress: told of the share of a round's training that is done.
     """
 
@@ -68,7 +68,7 @@ class Site:
     load: CohortLoader
     state: Path
     seeded_noise: bool = False
-    ideal_aggregation: bool = False
+    policy: SitePolicy = field(default_factory=SitePolicy)
     progress: Progress = lambda _site, _share: None
     _prepared: dict[str, _Prepared] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -76,7 +76,7 @@ class Site:
     def __post_init__(self) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.state / "ledger.jsonl")
-        self.egress = Egress(self.state / "egress.jsonl")
+        self.egress = Egress(self.state / "egress.jsonl", self.policy)
 
     @property
     def name(self) -> str:
@@ -114,8 +114,20 @@ class Site:
         """Return the plan's task."""
         return self._prepare(request).task
 
-    def train(self, request: Request, weights: FloatVector) -> tuple[Trained, FloatVector]:
+    def delta(self, request: Request) -> float | None:
+        """Return at which delta the site states epsilon; None without differential privacy."""
+        privacy = self._prepare(request).privacy
+        return privacy.delta if privacy else None
+
+    def train(
+        self, request: Request, weights: FloatVector, attempt: int = 1
+    ) -> tuple[Trained, FloatVector]:
         """Train one round and return the report and the update ``[parameters]``.
+
+        Args:
+            request: names the round.
+            weights: of the global model, ``[parameters]``.
+            attempt: number of the try; each has batches and noise of its own.
 
         Raises:
             PrivacyError: before training, if the site's budget would be passed.
@@ -125,18 +137,20 @@ class Site:
         images, plan = ready.cohort.splits["train"], ready.plan
         model = self._model(plan, ready.task)
         load_flat(model, weights)
+        again = (attempt,) if attempt > 1 else ()
         local = LocalRound(
             number=request.round,
             rounds=plan.federation.rounds,
             local_epochs=plan.federation.local_epochs,
-            seed=derive_seed(plan.seed, "train", self.name, request.round),
+            # The first attempt's seed is that of a round that succeeds at once.
+            seed=derive_seed(plan.seed, "train", self.name, request.round, *again),
             progress=lambda share: self.progress(self.name, share),
         )
         loss = epsilon = None
         if ready.privacy is None:
             loss = train(model, images, ready.task, plan.training, local)
         else:
-            epsilon = self._reserve(request, ready.privacy)
+            epsilon = self._reserve(request, ready.privacy, attempt)
             train_privately(
                 model,
                 images,
@@ -144,7 +158,7 @@ class Site:
                 plan.training,
                 plan.privacy,
                 ready.privacy.mechanism,
-                self._noise(plan, request.round),
+                self._noise(plan, request.round, *again),
                 local,
             )
         report = Trained(
@@ -186,12 +200,6 @@ class Site:
 
     def _read_plan(self, plan: Plan) -> _Prepared:
         check_site_policy(plan, self.config)
-        distributed = plan.privacy.enabled and plan.privacy.model == PrivacyModel.distributed
-        if distributed and not self.ideal_aggregation:
-            raise PrivacyError(
-                "The plan's noise is right for a sum alone (privacy.model=distributed), and this "
-                "version has no secure aggregation yet. Choose privacy.model=local."
-            )
         task = build_task(plan.task)
         model = self._model(plan, task)
         if plan.privacy.enabled:
@@ -218,13 +226,23 @@ class Site:
         ]
         (self.state / "excluded.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    def _reserve(self, request: Request, privacy: SitePrivacy) -> float:
+    def _reserve(self, request: Request, privacy: SitePrivacy, attempt: int) -> float:
         repeatable = f"{request.run}/{request.round}" if self.seeded_noise else ""
+        if attempt > 1 and repeatable:
+            repeatable += f"/{attempt}"
+        steps = privacy.mechanism.steps
+        limits = [
+            limit
+            for limit in (self.config.max_epsilon, self.policy.max_epsilon)
+            if limit is not None
+        ]
+        if self.policy.max_epsilon_per_round is not None:
+            check_epsilon(self.policy, epsilon_spent([steps], privacy.delta), 0.0)
         return self.ledger.reserve(
             Reservation(
                 run=request.run,
                 round=request.round,
-                steps=privacy.mechanism.steps,
+                steps=steps,
                 repeatable=repeatable,
                 site=self.name,
                 study=self.config.study,
@@ -232,7 +250,7 @@ class Site:
                 images_per_patient=privacy.images_per_patient,
             ),
             delta=privacy.delta,
-            max_epsilon=self.config.max_epsilon,
+            max_epsilon=min(limits) if limits else None,
         )
 
     def _note_present_plan(self, request: Request, plan: Plan, privacy: SitePrivacy) -> None:
@@ -247,7 +265,7 @@ class Site:
             images_per_patient=privacy.images_per_patient,
         ).write(self.state)
 
-    def _noise(self, plan: Plan, number: int) -> NoiseSource:
+    def _noise(self, plan: Plan, number: int, *again: int) -> NoiseSource:
         if self.seeded_noise:
-            return SeededNoise(derive_seed(plan.seed, "noise", self.name, number))
+            return SeededNoise(derive_seed(plan.seed, "noise", self.name, number, *again))
         return SecureNoise()

@@ -4,7 +4,7 @@
     python docs/deploy_demo.py --data DIR privacy=off federation.rounds=2
 
 Everything happens in one new folder, whose path is printed. Real deployments use the same
-commands, one machine each; see README.md.
+commands, one machine each, and keys that are made where they are used; see docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> int:
         run("data", "phantom", data, "--sites", "3", "--patients", str(PATIENTS))
     sites = sorted(path.parent.name.lower() for path in data.glob("*/manifest.csv"))
     run("pki", "demo", folder / "certificates", "--sites", *sites)
-    address = f"transport.address=127.0.0.1:{free_port()}"
+    address = f"link.address=127.0.0.1:{free_port()}"
     rounds = given.settings or ["federation.rounds=3"]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(process("server", folder, address, *rounds))

@@ -19,6 +19,7 @@ _WITH_SETTINGS = {
     "simulate": "simulate",
     "server": "serve_federation",
     "client": "join_federation",
+    "doctor": "examine_site",
 }
 # ... and those with subcommands of their own.
 _WITH_PARSER = ("data", "pki", "ledger", "audit")
@@ -30,10 +31,11 @@ commands:
   simulate   a whole federation on this machine
   server     the consortium's server (also: python -m server)
   client     one hospital's client (also: python -m clients)
+  doctor     is a hospital's client ready, and how fast will it be
   data       make demo archives, check archives
   pki        certificates and keys
   ledger     what the privacy ledger of a site says
-  audit      attack the privacy of a training, and see it hold
+  audit      check and read a run's log; attack the privacy of a training
 
 fedmed COMMAND --help tells more. Settings are Hydra overrides: key=value."""
 
@@ -41,8 +43,8 @@ fedmed COMMAND --help tells more. Settings are Hydra overrides: key=value."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 other error, 2 wrong settings, 4 data, 5 privacy, 6 protocol, 7 federation, 130
-    interrupted.
+    0 done, 1 other error, 2 wrong settings, 4 data, 5 privacy or policy, 6 protocol,
+    7 federation, 8 certificates, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     console = Console()

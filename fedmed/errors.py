@@ -56,6 +56,12 @@ class BudgetError(PrivacyError):
     """A round would pass the site's privacy budget; the site sits out, nothing was trained."""
 
 
+class PolicyError(FedmedError):
+    """The site's own policy forbids what was asked; nothing was read, trained or sent."""
+
+    exit_code = 5
+
+
 class ProtocolError(FedmedError):
     """A message from the other side is not what was agreed; nothing of it was used."""
 
@@ -66,3 +72,9 @@ class FederationError(FedmedError):
     """The federation cannot go on: too few sites, a deadline passed, a server out of reach."""
 
     exit_code = 7
+
+
+class TrustError(FedmedError):
+    """A certificate, a roster or a revocation list does not hold; nobody is believed for it."""
+
+    exit_code = 8

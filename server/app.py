@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmed.configuration.groups import TransportMode
 from fedmed.configuration.plan import Plan
 from fedmed.federation.central_noise import with_privacy_model
+from fedmed.federation.channels.signed import ServerParty
 from fedmed.federation.cohort import Roster
 from fedmed.federation.observer import Observer
 from fedmed.federation.rounds import RoundLoop
 from fedmed.federation.run_folder import Checkpoint, RunFolder
 from fedmed.federation.strategies.registry import build_strategy
 from fedmed.federation.summary import model_card, summarise
+from fedmed.federation.survivors import NamedSurvivors
 from fedmed.models.initial_weights import load_initial_weights
 from fedmed.models.parameters import ParameterLayout, flatten, trained_mask
 from fedmed.models.registry import build_model
 from fedmed.tasks.registry import build_task
 from fedmed.training.noise import NoiseSource, SecureNoise
 from fedmed.training.seeds import derive_seed
+from fedmed.trust.audit.log import TransparencyLog
+from fedmed.trust.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +43,7 @@ class ServerRun:
         plan: what is trained.
         folder: where the run is written; a checkpoint in it is gone on with.
         observer: told of events.
+        credentials: the server's keys and roster; None only for ``transport=plain``.
         roster: names of nodes by key, in deployment.
         expected: number of sites that may come, if known.
         noise: what privacy noise is made from, for the report; and what the server draws from if
@@ -47,6 +55,7 @@ class ServerRun:
     plan: Plan
     folder: RunFolder
     observer: Observer
+    credentials: Credentials | None = None
     roster: Roster | None = None
     expected: int | None = None
     noise: NoiseSource = field(default_factory=SecureNoise)
@@ -75,27 +84,44 @@ class ServerRun:
         if start is None:
             start = Checkpoint(run=secrets.token_hex(8), round=0, weights=flatten(model))
         self.folder.forget_rounds_after(start.round)
-        loop = RoundLoop(
-            grid=grid,
-            plan=plan,
-            task=task,
-            layout=layout,
-            strategy=with_privacy_model(
-                build_strategy(plan.strategy), plan, trained_mask(model), self.noise
-            ),
-            folder=self.folder,
-            observer=self.observer,
-            run=start.run,
-            roster=self.roster,
-            expected=self.expected,
-        )
-        final = loop.train(start)
-        evaluation = loop.evaluate(final.weights, "test", final.round)
+        with self._party(start.run) as party:
+            loop = RoundLoop(
+                grid=grid,
+                plan=plan,
+                task=task,
+                layout=layout,
+                strategy=with_privacy_model(
+                    build_strategy(plan.strategy), plan, trained_mask(model), self.noise
+                ),
+                folder=self.folder,
+                observer=self.observer,
+                run=start.run,
+                roster=self.roster,
+                expected=self.expected,
+                party=party,
+            )
+            final = loop.train(start)
+            evaluation = loop.evaluate(final.weights, final.round)
         self.folder.write_model(final.weights, layout, model_card(plan, layout))
         self.summary = summarise(
             plan, layout, loop.participants, final, evaluation, self.noise.description
         )
         self.folder.write_json("summary.json", self.summary)
+
+    @contextmanager
+    def _party(self, run: str) -> Iterator[ServerParty | None]:
+        """Open the transparency log of the run for as long as it goes on."""
+        if self.credentials is None or self.plan.transport.mode == TransportMode.plain:
+            yield None
+            return
+        signer = self.credentials.signer
+        with TransparencyLog(self.folder.path / "audit", signer, run) as log_of_run:
+            yield ServerParty(
+                signer,
+                self.credentials.publication.signed_roster,
+                log_of_run,
+                NamedSurvivors(self.folder.path / "survivors.json"),
+            )
 
 
 def make_server_app(run: ServerRun) -> ServerApp:

@@ -1,4 +1,4 @@
-"""The only door to the server: lets the paths through that a site needs, and nothing else.
+"""The only door to the server: lets members in, to the paths that a site needs, at a bounded rate.
 
 Pure ASGI; knows nothing of Flower. The SuperLink behind it never sees a request that is not on
 the list below, whichever routes a version of Flower may add.
@@ -10,6 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import cast
 
+from server.admission import REFUSAL_HEADER, Admission, NotAdmittedError
+from server.rates import MemberRates, Rates
+
 Scope = MutableMapping[str, object]
 Event = MutableMapping[str, object]
 Receive = Callable[[], Awaitable[Event]]
@@ -20,6 +23,7 @@ BODY_LIMIT = 64 * 2**20
 """Largest body of a request in bytes; large arrays travel in pieces of 5 MiB."""
 
 PREFIX = "/v1/fleet/"
+ANNOUNCEMENT = PREFIX + "activate-node"
 ADMITTED = frozenset(
     PREFIX + name
     for name in (
@@ -46,47 +50,102 @@ class Gateway:
 
     Args:
         application: gets the admitted requests, each with its whole body in one piece.
+        admission: tells which site a request comes from; ``None`` leaves that to the application.
+        rates: limits for each site; they need ``admission``.
         body_limit: largest body in bytes.
         body_seconds: time in which a body has to arrive.
+        idle_seconds: time in which the next piece of a body has to arrive.
     """
 
     def __init__(
         self,
         application: Application,
         *,
+        admission: Admission | None = None,
+        rates: MemberRates | None = None,
         body_limit: int = BODY_LIMIT,
         body_seconds: float = 300.0,
+        idle_seconds: float = 60.0,
     ) -> None:
         self._application = application
+        self._admission = admission
+        self._rates = rates or MemberRates(Rates())
         self._body_limit = body_limit
         self._body_seconds = body_seconds
+        self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 404, 403, 413, 400 or 408, or hand the request on."""
+        """Answer 403, 404, 413, 400, 408, 429 or 503, or hand the request on."""
         if scope["type"] == "lifespan":
             await self._application(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await self._identify(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _identify(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._admission is None:
+            await self._answer(scope, receive, send, None)
+            return
+        try:
+            # Before all else: who is no member learns nothing, not even which paths there are.
+            name = self._admission.site(scope)
+            if scope.get("path") == ANNOUNCEMENT:
+                self._admission.announced(scope, name)
+        except NotAdmittedError as error:
+            await _refuse(send, error.status, (REFUSAL_HEADER, error.reason.encode()))
+            return
+        seconds = self._rates.wait(name)
+        with self._rates.under_way(name):
+            if seconds:
+                await self._postpone(scope, receive, send, seconds)
+            else:
+                await self._answer(scope, receive, send, name)
+
+    async def _postpone(self, scope: Scope, receive: Receive, send: Send, seconds: int) -> None:
+        """Ask the site to come back later; on the same connection, so its body is read first."""
+        status = _status(scope) or self._declared_status(scope)
+        body = None if status else await self._timely_body(receive, send, keep=False)
+        if status:
+            await _refuse(send, status)
+        elif body is not None:
+            retry = (b"retry-after", str(seconds).encode())
+            headers = [(b"content-length", b"0"), retry]
+            await send({"type": "http.response.start", "status": 429, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, name: str | None) -> None:
         status = _status(scope) or self._declared_status(scope)
         if status:
             await _refuse(send, status)
             return
+        body = await self._timely_body(receive, send)
+        if body is None:
+            return
+        if name is not None:
+            self._rates.received(name, len(body))
+        await self._application(scope, _replay(body, receive), send)
+
+    async def _timely_body(
+        self, receive: Receive, send: Send, *, keep: bool = True
+    ) -> bytes | None:
+        """Return the body, empty unless it is kept.
+
+        ``None`` when the request has come to its end in another way.
+        """
+        pieces: list[bytes] = []
         try:
             async with asyncio.timeout(self._body_seconds):
-                body = await self._body(receive)
+                size = await self._read_body(receive, pieces.append if keep else _drop)
         except TimeoutError:
             await _refuse(send, 408)
-            return
-        if body is None:
-            return  # the site hung up
-        if len(body) > self._body_limit:
+            return None
+        if size is None:
+            return None  # the site hung up
+        if size > self._body_limit:
             await _refuse(send, 413)
-            return
-        await self._application(scope, _replay(body, receive), send)
+            return None
+        return b"".join(pieces)
 
     def _declared_status(self, scope: Scope) -> int:
         """Return the refusal that the declared length earns, before a byte of the body is read."""
@@ -99,20 +158,27 @@ class Gateway:
                     return 413
         return 0
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """Read the body; stops one piece past the limit. ``None`` when the site hung up."""
-        pieces: list[bytes] = []
+    async def _read_body(self, receive: Receive, take: Callable[[bytes], None]) -> int | None:
+        """Read the body, one piece past the limit at most; return its size.
+
+        ``None`` when the site hung up.
+        """
         size = 0
         while size <= self._body_limit:
-            event = await receive()
+            async with asyncio.timeout(self._idle_seconds):
+                event = await receive()
             if event["type"] == "http.disconnect":
                 return None
             piece = cast("bytes", event.get("body", b""))
-            pieces.append(piece)
+            take(piece)
             size += len(piece)
             if not event.get("more_body", False):
                 break
-        return b"".join(pieces)
+        return size
+
+
+def _drop(_piece: bytes) -> None:
+    """Keep nothing."""
 
 
 def _status(scope: Scope) -> int:
@@ -135,9 +201,9 @@ def _status(scope: Scope) -> int:
     return 0 if path in ADMITTED else 404
 
 
-async def _refuse(send: Send, status: int) -> None:
+async def _refuse(send: Send, status: int, *headers_of_refusal: tuple[bytes, bytes]) -> None:
     # Closed, since what is left of the body is not read.
-    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    headers = [(b"content-length", b"0"), (b"connection", b"close"), *headers_of_refusal]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 

@@ -6,15 +6,16 @@ import logging
 import socket
 import ssl
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import uvicorn
 
-from fedmed.errors import ConfigurationError, FederationError
-from fedmed.trust.certificates import require_private_mode
+from fedmed.errors import FederationError
+from server.admission import Admission
 from server.gateway import BODY_LIMIT, Application, Gateway
+from server.peer import PeerProtocol
+from server.rates import MemberRates, Rates
 
 _logger = logging.getLogger(__name__)
 
@@ -27,45 +28,16 @@ _IDLE_SECONDS = 75
 _CONNECTIONS = 256
 
 
-def server_tls_context(
-    certificate: Path, private_key: Path, *, client_authority: Path | None = None
-) -> ssl.SSLContext:
-    """TLS settings of the server: version 1.3 and nothing older.
-
-    Args:
-        certificate: PEM file of the server's certificate.
-        private_key: PEM file of its key, readable by its owner only.
-        client_authority: when given, only clients with a certificate of this authority are let
-            in; the default leaves it to the site's signature.
-
-    Raises:
-        ConfigurationError: a file is missing, does not fit the other, or is readable by others.
-    """
-    require_private_mode(private_key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(certificate, private_key)
-        if client_authority is not None:
-            context.load_verify_locations(cafile=client_authority)
-            context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(
-            f"cannot use the certificate {certificate.name} with the key {private_key.name} "
-            f"({error.strerror or type(error).__name__}); issue the server's certificate again"
-        ) from error
-    return context
-
-
 class SuperLinkServer:
     """The server's socket; a context manager that starts it, and stops it at the end.
 
     Args:
         application: the SuperLink's ASGI application; the gateway is put in front of it here.
-        context: see :func:`server_tls_context`.
+        context: see :func:`fedmed.federation.mutual_tls.server_context`.
         host: address to listen on; the default cannot be reached from another machine.
         port: 0 takes a free one.
+        admission: tells which site a request comes from.
+        rates: what one site may ask of the server.
         body_limit: largest body of a request in bytes.
     """
 
@@ -74,16 +46,19 @@ class SuperLinkServer:
         application: Application,
         context: ssl.SSLContext,
         *,
+        admission: Admission,
+        rates: Rates | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         body_limit: int = BODY_LIMIT,
     ) -> None:
         self._host = host
         self._port = port
+        self.rates = MemberRates(rates or Rates())
         config = uvicorn.Config(
-            Gateway(application, body_limit=body_limit),
-            # h11 bounds the size of the headers; httptools reads them without end.
-            http="h11",
+            Gateway(application, admission=admission, rates=self.rates, body_limit=body_limit),
+            # On h11, which bounds the size of the headers; httptools reads them without end.
+            http=PeerProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,4 +1,8 @@
-"""fedmed's own engines: one process, and the deployment over TLS."""
+"""fedmed's own engines: one process, and the deployment over mutual TLS.
+
+Each with plain updates, as the engines of Flower that it is compared with, and with secure
+aggregation, which fedmed does unless told otherwise.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,111 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
 from clients.connection import serve
+from fedmed.federation.cohort import Roster
 from fedmed.federation.flower_link import FleetConnection, SuperLink, set_task_identity
 from fedmed.federation.in_process import InProcessGrid
-from fedmed.trust.certificates import (
-    create_authority,
-    create_site_key,
-    issue_server_certificate,
-    load_public_keys,
-    load_site_key,
-)
+from fedmed.federation.membership import Membership
+from fedmed.federation.mutual_tls import server_context
+from fedmed.trust.credentials import load_credentials
+from fedmed.trust.simulated import demo_consortium
 from round_engines.echo import SITES, RoundTime, echo_client_app
 from round_engines.rounds import time_rounds
-from server.superlink import SuperLinkServer, server_tls_context
+from round_engines.signed_echo import new_context, signed_echo_app, signed_echo_apps
+from round_engines.signed_rounds import time_signed_rounds
+from server.admission import Admission
+from server.rates import Rates
+from server.superlink import SuperLinkServer
 
 _CONNECT_SECONDS = 30.0
+
+_TimeRounds = Callable[[Grid, Roster | None], list[RoundTime]]
 
 
 def in_process(folder: Path, rounds: int) -> list[RoundTime]:
     """Time rounds on fedmed's default engine of a simulation."""
+    return _in_process(echo_client_app(), lambda grid, _: time_rounds(grid, folder, rounds))
+
+
+def in_process_secagg(folder: Path, rounds: int) -> list[RoundTime]:
+    """Time rounds of secure aggregation on the same engine."""
+    keys = _keys(folder)
+    return _in_process(
+        signed_echo_apps(keys, folder / "states"),
+        lambda grid, _: time_signed_rounds(grid, folder, rounds, keys / "server"),
+    )
+
+
+def deployed(folder: Path, rounds: int) -> list[RoundTime]:
+    """Time rounds over mutual TLS on loopback: SuperLink, gateway, and three sites in threads."""
+    return _deployed(
+        _keys(folder),
+        lambda site: echo_client_app(lambda _context: site),
+        lambda grid, roster: time_rounds(grid, folder, rounds, roster),
+    )
+
+
+def deployed_secagg(folder: Path, rounds: int) -> list[RoundTime]:
+    """Time rounds of secure aggregation over the same link."""
+    keys = _keys(folder)
+    return _deployed(
+        keys,
+        lambda site: signed_echo_app(keys, folder / "states", site),
+        lambda grid, roster: time_signed_rounds(grid, folder, rounds, keys / "server", roster),
+    )
+
+
+def _keys(folder: Path) -> Path:
+    keys = folder / "keys"
+    demo_consortium(keys, SITES, ("localhost", "127.0.0.1"))
+    return keys
+
+
+def _in_process(app: ClientApp, timed: _TimeRounds) -> list[RoundTime]:
     nodes: list[dict[str, str | int | float | bool]] = [
         {"partition-id": number} for number in range(len(SITES))
     ]
-    grid = InProcessGrid(echo_client_app(), nodes, workers=len(SITES))
+    grid = InProcessGrid(app, nodes, workers=len(SITES))
     try:
-        return time_rounds(grid, folder, rounds)
+        return timed(grid, None)
     finally:
         grid.close()
 
 
-def deployed(folder: Path, rounds: int) -> list[RoundTime]:
-    """Time rounds over TLS on loopback: SuperLink, gateway, and three sites in threads."""
-    keys = folder / "keys"
-    create_authority(keys, "benchmark")
-    issue_server_certificate(keys)
-    for site in SITES:
-        create_site_key(keys, site)
+def _deployed(
+    keys: Path, app_of: Callable[[str], ClientApp], timed: _TimeRounds
+) -> list[RoundTime]:
     set_task_identity()
-    context = server_tls_context(keys / "server.crt", keys / "server.key")
+    credentials = load_credentials(keys / "server", None)
+    membership = Membership(credentials.folder, credentials.publication)
+    # As many as they can: what is measured is the link, not the limit.
+    rates = Rates(requests_per_second=1e6, bytes_per_second=1e12, burst_bytes=1e12)
     with SuperLink() as link:
-        names = {
-            link.register_site(name, key): name for name, key in load_public_keys(keys).items()
-        }
+        admission = Admission(membership, link.register_site)
+        context = server_context(credentials, membership)
         with (
-            SuperLinkServer(link.asgi_app, context) as server,
-            _sites(link, keys, server.address),
+            SuperLinkServer(link.asgi_app, context, admission=admission, rates=rates) as server,
+            _sites(link, keys, server.address, app_of),
         ):
             link.start_run()
             try:
-                return time_rounds(link.grid(), folder, rounds, lambda: names)
+                return timed(link.grid(), link.site_names)
             finally:
                 link.finish_run()
 
 
 @contextlib.contextmanager
-def _sites(link: SuperLink, keys: Path, address: str) -> Iterator[None]:
+def _sites(
+    link: SuperLink, keys: Path, address: str, app_of: Callable[[str], ClientApp]
+) -> Iterator[None]:
     """Run a site's loop, as at a hospital, in one thread a site."""
     stop = threading.Event()
     threads = [
-        threading.Thread(target=_serve_site, args=(site, keys, address, stop)) for site in SITES
+        threading.Thread(target=_serve_site, args=(app_of(site), keys / site, address, stop))
+        for site in SITES
     ]
     for thread in threads:
         thread.start()
@@ -81,11 +129,11 @@ def _sites(link: SuperLink, keys: Path, address: str) -> Iterator[None]:
             thread.join()
 
 
-def _serve_site(site: str, keys: Path, address: str, stop: threading.Event) -> None:
+def _serve_site(app: ClientApp, keys: Path, address: str, stop: threading.Event) -> None:
     serve(
-        echo_client_app(lambda _context: site),
-        lambda: FleetConnection(address, keys / "ca.crt", load_site_key(keys / f"{site}.key")),
-        lambda run_id, node_id: Context(run_id, node_id, {}, RecordDict(), {}),
+        app,
+        lambda: FleetConnection(address, load_credentials(keys, None)),
+        new_context,
         stop=stop,
         on_event=lambda _event: None,
     )

@@ -11,7 +11,9 @@ import numpy as np
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmed.configuration import FederationConfig, Plan, StrategyConfig
+from fedmed.configuration import FederationConfig, Plan, StrategyConfig, TransportConfig
+from fedmed.configuration.groups import TransportMode
+from fedmed.federation.channels.signed import ServerParty
 from fedmed.federation.cohort import Roster
 from fedmed.federation.observer import SilentObserver
 from fedmed.federation.rounds import RoundLoop
@@ -20,6 +22,9 @@ from fedmed.federation.strategies.fedavg import FedAvg
 from fedmed.models.parameters import ParameterLayout
 from fedmed.tasks.classification.task import Classification
 from round_engines.echo import PARAMETERS, SITES, STEP, RoundTime
+
+RUN = "round-overhead"
+"""Identifier of the run."""
 
 
 class Clock(SilentObserver):
@@ -37,13 +42,32 @@ class Clock(SilentObserver):
         self.exchanges.append(float(seconds["train"]))
 
 
+def echo_layout() -> ParameterLayout:
+    """Return the layout of the weights that the sites get."""
+    side = round(PARAMETERS**0.5)
+    return ParameterLayout.of(nn.Linear(side, side, bias=False))
+
+
 def time_rounds(
-    grid: Grid, folder: Path, rounds: int, roster: Roster | None = None
+    grid: Grid,
+    folder: Path,
+    rounds: int,
+    roster: Roster | None = None,
+    mode: TransportMode = TransportMode.plain,
+    party: ServerParty | None = None,
 ) -> list[RoundTime]:
     """Run rounds and return the times of each but the first, which warms up.
 
     A round is: the model to three sites, three updates back, checks, weighted mean, checkpoint,
     a line in ``rounds.jsonl``. Nothing is evaluated.
+
+    Args:
+        grid: link to the sites.
+        folder: of the run.
+        rounds: to time.
+        roster: names of nodes, in deployment.
+        mode: plain, as stock Flower has it, or secure aggregation.
+        party: the server's keys and log, unless updates are plain.
 
     Raises:
         RuntimeError: the model is not what that many updates of all sites make of it.
@@ -51,10 +75,10 @@ def time_rounds(
     plan = Plan(
         federation=FederationConfig(
             rounds=rounds + 1, minimum_sites=len(SITES), evaluate_every=0, join_seconds=120.0
-        )
+        ),
+        transport=TransportConfig(mode=mode),
     )
-    side = round(PARAMETERS**0.5)
-    layout = ParameterLayout.of(nn.Linear(side, side, bias=False))
+    layout = echo_layout()
     clock = Clock()
     loop = RoundLoop(
         grid=grid,
@@ -64,11 +88,12 @@ def time_rounds(
         strategy=FedAvg(StrategyConfig()),
         folder=RunFolder(folder),
         observer=clock,
-        run="round overhead",
+        run=RUN,
         roster=roster,
         expected=len(SITES),
+        party=party,
     )
-    start = Checkpoint(run="round overhead", round=0, weights=np.ones(PARAMETERS, np.float32))
+    start = Checkpoint(run=RUN, round=0, weights=np.ones(PARAMETERS, np.float32))
     final = loop.train(start)
     if not np.allclose(final.weights, (1 + STEP) ** (rounds + 1), rtol=1e-4):
         raise RuntimeError("the model is not what these rounds should make of it")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from clients.app import make_client_app
 from clients.connection import serve
+from clients.signed_site import SignedSite
 from clients.site import Site
 from fedmed.commands.logs import log_to
 from fedmed.configuration.commands import ClientSettings
@@ -23,10 +24,12 @@ from fedmed.data.sources import CohortLoader, site_sources
 from fedmed.errors import ConfigurationError
 from fedmed.federation.flower_link import FleetConnection
 from fedmed.training.device import default_threads, keep_freed_memory
-from fedmed.trust.certificates import load_site_key
+from fedmed.trust.credentials import Credentials, load_credentials
+from fedmed.trust.passphrase import find_passphrase
+from fedmed.trust.policy_file import read_policy
 
 EXAMPLES = """\
-  python -m clients site=cs data.root=/data transport.address=fl.example.org:8443
+  python -m clients site=cs data.root=/data link.address=fl.example.org:8443
       the client of hospital cs, whose archive is /data/cs
   python -m clients site=cs data.root=/data/cs site.max_epsilon=8 site.require_privacy=true
       refuse plans that cost more than epsilon 8, or that have no privacy at all
@@ -43,18 +46,29 @@ def join_federation(arguments: Sequence[str], console: Console) -> int:
     settings = load_settings(ClientSettings, "client", arguments)
     name = settings.site.name
     keep_freed_memory()
-    key = load_site_key(Path(settings.transport.site_key))
+    link = settings.link
+    passphrase = find_passphrase(Path(link.passphrase_file) if link.passphrase_file else None)
+
+    def credentials() -> Credentials:
+        # Read anew each time, so that rotated keys count without a restart.
+        return load_credentials(Path(link.credentials), passphrase)
+
+    if credentials().name != name:
+        raise ConfigurationError(
+            f"link.credentials={link.credentials} holds the keys of {credentials().name!r}, and "
+            f"this is site={name}. Point it to the folder of this site's keys."
+        )
+    policy = read_policy(Path(settings.site.policy) if settings.site.policy else None)
     state = Path(settings.site.state or f"state/{name}")
     threads = settings.site.threads or default_threads()
-    site = Site(replace(settings.site, threads=threads), _loader(settings), state)
+    site = Site(replace(settings.site, threads=threads), _loader(settings), state, policy=policy)
+    signed = SignedSite(site, credentials)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
 
     def connect() -> FleetConnection:
-        return FleetConnection(
-            settings.transport.address, Path(settings.transport.certificate_authority), key
-        )
+        return FleetConnection(link.address, credentials(), proxy=link.proxy or None)
 
     def context(run_id: int, node_id: int) -> Context:
         return Context(
@@ -65,7 +79,7 @@ def join_federation(arguments: Sequence[str], console: Console) -> int:
         console.print(f"{datetime.now():%H:%M:%S} {name}: {event}", soft_wrap=True, markup=False)
 
     with log_to(state / "fedmed.log"):
-        serve(make_client_app(lambda _context: site), connect, context, stop=stop, on_event=tell)
+        serve(make_client_app(lambda _context: signed), connect, context, stop=stop, on_event=tell)
     tell("stopped")
     return 0
 

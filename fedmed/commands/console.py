@@ -109,7 +109,7 @@ class ConsoleObserver:
     ) -> None:
         """Say what a site brings: ``counts`` by train, val and test, ``excluded`` by reason."""
         parts = [f"{counts[part]} {part}" for part in ("train", "val", "test") if part in counts]
-        line = f"Site {clean_text(site)}: {', '.join(parts) or 'no counts'}"
+        line = f"Site {clean_text(site)}: {', '.join(parts) or 'keeps its numbers of images'}"
         if excluded:
             reasons = ", ".join(f"{clean_text(why)} {count}" for why, count in excluded.items())
             line += f"; left out: {reasons}"

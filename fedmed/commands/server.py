@@ -18,15 +18,21 @@ from fedmed.configuration.commands import ServerSettings
 from fedmed.configuration.loading import load_settings, read_settings, write_settings
 from fedmed.errors import ConfigurationError
 from fedmed.federation.flower_link import SuperLink, set_task_identity
+from fedmed.federation.membership import Membership
+from fedmed.federation.mutual_tls import server_context
 from fedmed.federation.run_folder import RunFolder
-from fedmed.trust.certificates import load_public_keys
+from fedmed.trust.credentials import load_credentials
+from fedmed.trust.passphrase import find_passphrase
+from fedmed.trust.roster import Role
+from server.admission import Admission
 from server.app import ServerRun, make_server_app
-from server.superlink import SuperLinkServer, server_tls_context
+from server.rates import Rates
+from server.superlink import SuperLinkServer
 
 EXAMPLES = """\
-  python -m server transport.sites=certificates/sites
-      train with the sites whose public keys lie in that folder
-  python -m server federation.rounds=20 privacy=high transport.address=0.0.0.0:8443
+  python -m server link.credentials=certificates/server
+      train with the sites of the roster in that folder
+  python -m server federation.rounds=20 privacy=high link.address=0.0.0.0:8443
       more rounds, stronger privacy, reachable from other machines
   python -m server resume=outputs/2026-11-23/14-05-09
       go on with a run after the server was stopped"""
@@ -39,15 +45,18 @@ def serve_federation(arguments: Sequence[str], console: Console) -> int:
         FedmedError: with what is wrong and the way out.
     """
     settings, folder = _settings_and_folder(arguments)
-    transport = settings.transport
-    host, port = split_address(transport.address)
-    context = server_tls_context(Path(transport.certificate), Path(transport.private_key))
-    keys = load_public_keys(Path(transport.sites))
-    if len(keys) < settings.federation.minimum_sites:
+    link = settings.link
+    host, port = split_address(link.address)
+    passphrase = find_passphrase(Path(link.passphrase_file) if link.passphrase_file else None)
+    credentials = load_credentials(Path(link.credentials), passphrase)
+    membership = Membership(credentials.folder, credentials.publication)
+    context = server_context(credentials, membership)
+    sites = credentials.roster.names(Role.site)
+    if len(sites) < settings.federation.minimum_sites:
         raise ConfigurationError(
-            f"transport.sites={transport.sites}: {len(keys)} public keys, but "
-            f"federation.minimum_sites={settings.federation.minimum_sites}. Copy each site's "
-            "NAME.pub there."
+            f"The roster in {link.credentials} has {len(sites)} sites, but "
+            f"federation.minimum_sites={settings.federation.minimum_sites}. Install the newest "
+            "roster (fedmed pki install), or lower it."
         )
     with (
         _stop_on_sigterm(),
@@ -55,21 +64,24 @@ def serve_federation(arguments: Sequence[str], console: Console) -> int:
         say_how_to_resume("python -m server", folder.path, console),
         SuperLink() as superlink,
     ):
-        names = {superlink.register_site(name, key): name for name, key in keys.items()}
-        limit = transport.max_body_megabytes * 2**20
         with SuperLinkServer(
-            superlink.asgi_app, context, host=host, port=port, body_limit=limit
+            superlink.asgi_app,
+            context,
+            admission=Admission(membership, superlink.register_site),
+            rates=Rates(requests_per_second=link.requests_per_second),
+            host=host,
+            port=port,
+            body_limit=link.max_body_megabytes * 2**20,
         ) as server:
-            console.print(
-                f"Listening on {server.address} for {', '.join(sorted(keys))}", soft_wrap=True
-            )
+            console.print(f"Listening on {server.address} for {', '.join(sites)}", soft_wrap=True)
             with ConsoleObserver(console) as observer:
                 run = ServerRun(
                     settings.plan(),
                     folder,
                     observer,
-                    lambda: names,
-                    expected=len(keys),
+                    credentials,
+                    superlink.site_names,
+                    expected=len(sites),
                     initial=Path(settings.model.init) if settings.model.init else None,
                 )
                 _execute(run, superlink)
@@ -88,9 +100,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(
-            f"transport.address={address}: write host:port, as in 127.0.0.1:8443"
-        )
+        raise ConfigurationError(f"link.address={address}: write host:port, as in 127.0.0.1:8443")
     return host.strip("[]"), int(port)
 
 

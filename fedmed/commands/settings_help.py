@@ -8,12 +8,15 @@ _TITLES = {
     "simulate": "a whole federation on this machine",
     "server": "the consortium's server",
     "client": "one hospital's client",
+    "doctor": "is a hospital's client ready, and how fast will it be",
 }
+# The doctor takes the client's settings.
+_CONFIGURATIONS = {"doctor": "client"}
 
 
 def settings_help(command: str, examples: str) -> str:
     """Return the help page of a command: its groups, its keys with defaults, three examples."""
-    composed = compose_defaults(command)
+    composed = compose_defaults(_CONFIGURATIONS.get(command, command))
     lines = [f"usage: fedmed {command} [group=preset] [key=value] ...", "", _TITLES[command], ""]
     lines += ["examples:", examples, "", "groups and presets:"]
     groups = group_names()

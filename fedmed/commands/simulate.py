@@ -11,14 +11,14 @@ from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from clients.app import make_client_app
-from clients.simulated import SimulatedSites
+from clients.simulated import OPEN_POLICY, SimulatedSites, trust_folder
 from fedmed.commands.baselines import compare_with_baselines
 from fedmed.commands.console import ConsoleObserver
 from fedmed.commands.logs import log_to
 from fedmed.commands.run_report import say_how_to_resume, write_run_report
 from fedmed.commands.sample_data import ensure_archives
 from fedmed.configuration.commands import SimulateSettings
-from fedmed.configuration.groups import Engine
+from fedmed.configuration.groups import Engine, TransportMode
 from fedmed.configuration.loading import load_settings, read_settings, write_settings
 from fedmed.data.sources import site_sources
 from fedmed.errors import ConfigurationError
@@ -27,6 +27,9 @@ from fedmed.federation.run_folder import RunFolder
 from fedmed.training.device import available_cores, keep_freed_memory
 from fedmed.training.noise import SecureNoise, SeededNoise
 from fedmed.training.seeds import derive_seed
+from fedmed.trust.credentials import load_credentials
+from fedmed.trust.policy_file import read_policy
+from fedmed.trust.simulated import simulated_consortium
 from server.app import ServerRun, make_server_app
 
 EXAMPLES = """\
@@ -84,11 +87,14 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
             f"{len(names)} sites found in data.root. Lower the one or add hospitals."
         )
     seeded = settings.simulation.seeded_noise
+    keys = trust_folder(folder.path)
+    simulated_consortium(keys, names)
     with ConsoleObserver(console) as observer:
         run = ServerRun(
             plan,
             folder,
             observer,
+            load_credentials(keys / "server", None),
             expected=len(names),
             initial=Path(settings.model.init) if settings.model.init else None,
             noise=SeededNoise(derive_seed(plan.seed, "noise", "server"))
@@ -101,8 +107,8 @@ def _run(settings: SimulateSettings, folder: RunFolder, console: Console) -> Non
             settings.site,
             names,
             folder.path,
+            read_policy(Path(policy)) if (policy := settings.site.policy) else OPEN_POLICY,
             seeded,
-            settings.simulation.ideal_aggregation,
             None if ray else observer.site_progress,
         )
         try:
@@ -148,7 +154,10 @@ def _run_on_ray(run: ServerRun, sites: SimulatedSites, settings: SimulateSetting
             "simulation=ray needs Ray: pip install 'fedmed[ray]', or leave simulation=in_process."
         ) from error
     workers, threads = _workers(settings, len(sites.names))
-    share = max(1, available_cores() // workers)
+    # A site keeps the keys of a round in memory, and Ray hands its messages to any free process:
+    # unless messages are plain, there is one process for all sites.
+    signed = settings.transport.mode != TransportMode.plain
+    share = available_cores() if signed else max(1, available_cores() // workers)
     located = replace(
         sites,
         folder=sites.folder.resolve(),
@@ -165,6 +174,10 @@ def _run_on_ray(run: ServerRun, sites: SimulatedSites, settings: SimulateSetting
         num_supernodes=len(sites.names),
         backend_config={
             "client_resources": {"num_cpus": share, "num_gpus": 0.0},
-            "init_args": {"log_to_driver": False, "include_dashboard": False},
+            "init_args": {
+                "log_to_driver": False,
+                "include_dashboard": False,
+                **({"num_cpus": share} if signed else {}),
+            },
         },
     )

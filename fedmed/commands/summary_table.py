@@ -16,6 +16,7 @@ from fedmed.assurance.report.wording import epsilon_text, metric_title
 NAME_WIDTH = 20
 MAX_METRICS = 2
 _MISSING = "-"
+_KEPT = "kept by site"
 
 
 def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8") -> Table:
@@ -40,7 +41,7 @@ def render_summary_table(summary: Mapping[str, object], encoding: str = "utf-8")
         _add_row(
             table,
             encodable(site.name, encoding),
-            _images((site.train, site.val, site.test)),
+            _KEPT if site.keeps_counts else _images((site.train, site.val, site.test)),
             str(sum(site.excluded.values())) if site.excluded else _MISSING,
             *(_value(site.metrics, name) for name in names),
             _value(run.local.get(site.name, {}), main),

@@ -11,11 +11,10 @@ from pathlib import Path
 from fedmed.configuration.groups import (
     DataConfig,
     DataSource,
-    PrivacyModel,
+    LinkConfig,
     SimulationConfig,
     SiteConfig,
     TrackingConfig,
-    TransportConfig,
 )
 from fedmed.configuration.plan import Plan, PlanSettings
 from fedmed.configuration.validation import validate_plan
@@ -68,17 +67,13 @@ class SimulateSettings(_ProposingSettings):
             raise ConfigurationError(f"simulation.workers={workers}: choose 1 to 1024.")
         validate_site(self.site)
         _refuse_seeded_noise_in_production(self.simulation)
-        if not self.simulation.ideal_aggregation:
-            _refuse_distributed_noise(
-                plan, " In a simulation, simulation.ideal_aggregation=true stands in for it."
-            )
 
 
 @dataclass(frozen=True)
 class ServerSettings(_ProposingSettings):
     """Settings of ``python -m server``."""
 
-    transport: TransportConfig = field(default_factory=TransportConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resume: str | None = None
 
@@ -88,7 +83,7 @@ class ServerSettings(_ProposingSettings):
         Raises:
             ConfigurationError: naming the key and the way out.
         """
-        _refuse_distributed_noise(self.plan(), "")
+        self.plan()
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class ClientSettings:
 
     data: DataConfig = field(default_factory=DataConfig)
     site: SiteConfig = field(default_factory=SiteConfig)
-    transport: TransportConfig = field(default_factory=TransportConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
 
     def validate(self) -> None:
         """Check the site's own settings.
@@ -154,15 +149,6 @@ def _refuse_seeded_noise_in_production(simulation: SimulationConfig) -> None:
         raise ConfigurationError(
             "simulation.seeded_noise=true voids differential privacy and is for tests: set the "
             "environment variable FEDMED_ALLOW_SEEDED_NOISE=1 as well to confirm."
-        )
-
-
-def _refuse_distributed_noise(plan: Plan, hint: str) -> None:
-    if plan.privacy.enabled and plan.privacy.model == PrivacyModel.distributed:
-        raise ConfigurationError(
-            "privacy.model=distributed needs secure aggregation, which this version does not have "
-            "yet: each update by itself would carry too little noise. Choose privacy.model=local."
-            + hint
         )
 
 

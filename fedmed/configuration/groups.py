@@ -78,6 +78,14 @@ class Clipping(StrEnum):
     hooks = "hooks"
 
 
+class TransportMode(StrEnum):
+    """What the server sees of an update."""
+
+    secagg = "secagg"
+    sealed = "sealed"
+    plain = "plain"
+
+
 class Engine(StrEnum):
     """What carries messages in a simulation."""
 
@@ -216,7 +224,7 @@ class FederationConfig:
     rounds: int = 10
     local_epochs: float = 3.0
     fraction_sites: float = 1.0
-    minimum_sites: int = 2
+    minimum_sites: int = 3
     deadline_seconds: float = 3600.0
     join_seconds: float = 600.0
     evaluate_every: int = 1
@@ -262,8 +270,9 @@ class PrivacyConfig:
         max_physical_batch: images (times views) whose gradients are held in memory at once.
         clipping: ``auto`` chooses the quickest way that is right for the network.
         learning_rate: replaces ``training.learning_rate`` while privacy is on.
-        honest_sites: smallest number of honest sites in a sum (``model=distributed``); ``null``
-            is ``federation.minimum_sites``.
+        honest_sites: number of honest sites whose noise alone must do (``model=distributed``); a
+            smaller one than secure aggregation warrants is taken, a larger one is not; ``null``
+            is what it warrants.
     """
 
     preset: str = "off"
@@ -288,25 +297,45 @@ class PrivacyConfig:
 
 @dataclass(frozen=True)
 class TransportConfig:
-    """The link between server and sites in deployment.
+    """How updates travel; part of the plan, since all sites must do the same.
+
+    Attributes:
+        mode: ``secagg`` (the server learns sums only), ``sealed`` (each update is encrypted for
+            the server, which sees it; for strategies that need single updates) or ``plain``
+            (unsigned; tests only).
+        bits: size of a masked number: 32, or 16 for half of the bytes and a coarser grid.
+        update_bound: numbers of an update beyond it are clipped, and counted (``secagg``).
+        step_seconds: time to answer in the short exchanges, where nothing is trained.
+        attempts: how often a round is tried before the run ends (``secagg``).
+    """
+
+    mode: TransportMode = TransportMode.secagg
+    bits: int = 32
+    update_bound: float = 8.0
+    step_seconds: float = 60.0
+    attempts: int = 3
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """The connection between server and sites in deployment; each machine's own.
 
     Attributes:
         address: ``host:port`` of the gateway; what the server binds and a client calls.
-        certificate_authority: PEM file that a client pins.
-        certificate: the server's certificate (PEM).
-        private_key: the server's private key (PEM, mode 0600).
-        sites: folder with one ``NAME.pub`` for each site that may take part.
-        site_key: a site's private key (mode 0600).
+        credentials: folder with this machine's keys and certificates (``fedmed pki``).
+        passphrase_file: file with the passphrase of the private keys; ``null`` asks the environment
+            (``FEDMED_PASSPHRASE`` or ``FEDMED_PASSPHRASE_FILE``), or none is needed.
+        proxy: URL of the HTTP proxy through which a client calls out.
         max_body_megabytes: largest request body that the gateway takes.
+        requests_per_second: of one site, on average; more are told to wait.
     """
 
     address: str = "127.0.0.1:8443"
-    certificate_authority: str = "certificates/ca.crt"
-    certificate: str = "certificates/server.crt"
-    private_key: str = "certificates/server.key"
-    sites: str = "certificates/sites"
-    site_key: str = "certificates/sites/${site.name}.key"
+    credentials: str = "certificates/server"
+    passphrase_file: str | None = None
+    proxy: str | None = None
     max_body_megabytes: int = 64
+    requests_per_second: float = 200.0
 
 
 @dataclass(frozen=True)
@@ -323,6 +352,7 @@ class SiteConfig:
         max_delta: refuse a plan that states epsilon at a larger delta.
         require_privacy: refuse a plan without differential privacy.
         allow_central_privacy: take part in plans where the server, not this site, adds the noise.
+        policy: file with the site's policy (see ``docs/policy.yaml``); ``null`` is the default one.
     """
 
     name: str = ""
@@ -334,6 +364,7 @@ class SiteConfig:
     max_delta: float = 1e-5
     require_privacy: bool = False
     allow_central_privacy: bool = False
+    policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -345,15 +376,12 @@ class SimulationConfig:
         workers: sites that work at the same time; ``null`` is one for each CPU core.
         compare: also train local-only models and one on the pooled images.
         seeded_noise: privacy noise from the seed, for tests: voids the guarantee.
-        ideal_aggregation: hand the strategy the sum of the updates only, as secure aggregation
-            would, so that ``privacy.model=distributed`` can be compared.
     """
 
     engine: Engine = Engine.in_process
     workers: int | None = None
     compare: bool = False
     seeded_noise: bool = False
-    ideal_aggregation: bool = False
 
 
 @dataclass(frozen=True)

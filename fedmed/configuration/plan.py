@@ -21,6 +21,7 @@ from fedmed.configuration.groups import (
     StrategyConfig,
     TaskConfig,
     TrainingConfig,
+    TransportConfig,
 )
 from fedmed.configuration.schema import open_schema
 from fedmed.configuration.validation import validate_plan
@@ -44,6 +45,7 @@ class PlanSettings:
     federation: FederationConfig = field(default_factory=FederationConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
     seed: int = 0
 
 

@@ -6,13 +6,24 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from fedmed.configuration.groups import Normalisation, Optimizer, PrivacyModel, Sampling, Unit
+from fedmed.configuration.groups import (
+    Normalisation,
+    Optimizer,
+    PrivacyModel,
+    Sampling,
+    TransportMode,
+    Unit,
+)
 from fedmed.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from fedmed.configuration.plan import Plan
 
 
+COARSE_BOUND = 1.0
+"""Largest bound on an update's numbers where 16 bits are to hold them."""
+SMALLEST_SUM = 3
+"""Sites in a sum that hides each of them."""
 _NOT_FOR_CLASSIFICATION = ("unet", "detector")
 _SCATTERING_CELLS = 4
 """Pixels that the coarsest map of ``fedmed/models/scattering.py`` has at least on a side."""
@@ -32,6 +43,7 @@ def validate_plan(plan: Plan) -> None:
     _validate_task(plan)
     _validate_training(plan)
     _validate_federation(plan)
+    _validate_transport(plan)
     if plan.privacy.enabled:
         _validate_privacy(plan)
 
@@ -112,6 +124,27 @@ def _validate_federation(plan: Plan) -> None:
     _demand(federation.minimum_sites >= 1, "federation.minimum_sites: choose 1 or more.")
     _demand(federation.deadline_seconds > 0, "federation.deadline_seconds: choose above 0.")
     _demand(federation.evaluate_every >= 0, "federation.evaluate_every: choose 0 or more.")
+
+
+def _validate_transport(plan: Plan) -> None:
+    transport, federation = plan.transport, plan.federation
+    _demand(transport.bits in (16, 32), f"transport.bits={transport.bits}: choose 32 or 16.")
+    _demand(0 < transport.update_bound <= 1e6, "transport.update_bound: choose above 0.")
+    _demand(
+        transport.bits == 32 or transport.update_bound <= COARSE_BOUND,
+        f"transport.update_bound={transport.update_bound:g} with transport.bits=16: the grid would "
+        "be coarser than most updates. Choose about the largest number that an update has, such as "
+        f"transport.update_bound=0.05, and at most {COARSE_BOUND:g}.",
+    )
+    _demand(1 <= transport.attempts <= 100, "transport.attempts: choose 1 to 100.")
+    _demand(transport.step_seconds > 0, "transport.step_seconds: choose above 0.")
+    if transport.mode == TransportMode.secagg:
+        _demand(
+            federation.minimum_sites >= SMALLEST_SUM,
+            f"federation.minimum_sites={federation.minimum_sites}: a sum of fewer than "
+            f"{SMALLEST_SUM} sites hides nobody. Raise it, or give up secure aggregation "
+            "(transport=sealed).",
+        )
 
 
 def _validate_privacy(plan: Plan) -> None:
@@ -196,6 +229,16 @@ def _validate_privacy(plan: Plan) -> None:
 def _validate_shared_noise(plan: Plan) -> None:
     """Noise that is not a site's own is known to be right for a sum of single steps only."""
     privacy, name = plan.privacy, f"privacy.model={plan.privacy.model}"
+    _demand(
+        privacy.model != PrivacyModel.distributed or plan.transport.mode == TransportMode.secagg,
+        f"{name}: each update by itself carries too little noise, so nobody may see one. Choose "
+        "transport=secagg, or privacy.model=local.",
+    )
+    _demand(
+        privacy.model != PrivacyModel.distributed or plan.transport.bits == 32,
+        f"{name}: rounding to 16 bits comes after each site's share of the noise and is coarse. "
+        "Choose transport.bits=32.",
+    )
     _demand(
         privacy.sample_rate is not None
         and math.isclose(plan.federation.local_epochs, privacy.sample_rate),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedmed.configuration.plan import Plan
 from fedmed.errors import FederationError
 from fedmed.federation.exchange import Outcome, Status, Traffic, ask
 from fedmed.federation.observer import Observer
-from fedmed.federation.records import Joined, Refused, Request, pack
+from fedmed.federation.records import Joined, Refused
 from fedmed.training.seeds import derive_seed
 
 Roster = Callable[[], Mapping[int, str]]
@@ -30,10 +31,16 @@ class Participants:
     Attributes:
         joined: what each participating site said about itself.
         refused: reasons of sites that take no part.
+        restarted: nodes among ``joined`` that must join again before they can be asked.
     """
 
     joined: dict[int, Joined] = field(default_factory=dict)
     refused: dict[int, Refused] = field(default_factory=dict)
+    restarted: set[int] = field(default_factory=set)
+
+    def ready(self) -> set[int]:
+        """Return the nodes that can be asked."""
+        return self.joined.keys() - self.restarted
 
     def name(self, node: int) -> str:
         """Return the site of a node, or the node's number where it never said."""
@@ -51,7 +58,8 @@ class Joining:
     Attributes:
         grid: Flower's link.
         plan: what they are asked to take part in.
-        run: identifier of the run.
+        request: what they are asked.
+        take: reads the answer.
         roster: names by node, from the sites' keys; None where nodes name themselves (simulation).
         observer: told who joined.
         traffic: payload counters.
@@ -59,7 +67,8 @@ class Joining:
 
     grid: Grid
     plan: Plan
-    run: str
+    request: RecordDict
+    take: Callable[[int, RecordDict], Outcome]
     roster: Roster | None
     observer: Observer
     traffic: Traffic
@@ -91,18 +100,18 @@ class Joining:
 
     def welcome(self, participants: Participants) -> None:
         """Ask every node that has not answered yet."""
-        known = participants.joined.keys() | participants.refused.keys()
+        known = participants.ready() | participants.refused.keys()
         new = [node for node in self.grid.get_node_ids() if node not in known]
         if not new:
             return
-        request = pack(Request(self.run, 0, self.plan.to_json()))
         outcomes = ask(
             self.grid,
-            dict.fromkeys(new, request),
+            dict.fromkeys(new, self.request),
             _JOIN_MESSAGE,
             group="join",
             deadline=self.plan.federation.deadline_seconds,
             traffic=self.traffic,
+            take=self.take,
             replied=lambda _node, _outcome: None,
         )
         for node, outcome in outcomes.items():
@@ -113,13 +122,21 @@ class Joining:
         name = self.roster().get(node) if self.roster else None
         if isinstance(reply, Joined | Refused) and name is not None and reply.site != name:
             reply = Refused(name, "ProtocolError", "the site does not use its own name")
-        taken = {joined.site for joined in participants.joined.values()}
-        if isinstance(reply, Joined) and reply.site in taken:
-            reply = Refused(reply.site, "ProtocolError", "another node has joined under this name")
+        if isinstance(reply, Joined):
+            same = [n for n, one in participants.joined.items() if one.site == reply.site]
+            for other in [n for n in same if n != node]:
+                if other in set(self.grid.get_node_ids()):
+                    text = "another node has joined under this name"
+                    reply = Refused(reply.site, "ProtocolError", text)
+                else:
+                    # A site that has new keys is another node; the old one will not come back.
+                    del participants.joined[other]
         if isinstance(reply, Joined):
             participants.joined[node] = reply
+            participants.restarted.discard(node)
             counts = {"train": reply.train, "val": reply.val, "test": reply.test}
-            self.observer.site_joined(reply.site, counts, reply.excluded)
+            told = {split: count for split, count in counts.items() if count is not None}
+            self.observer.site_joined(reply.site, told, reply.excluded)
             return
         if not isinstance(reply, Refused):
             reply = Refused(
@@ -131,7 +148,7 @@ class Joining:
 
 
 def sample_sites(
-    participants: Participants, plan: Plan, number: int, present: Sequence[int]
+    participants: Participants, plan: Plan, number: int, present: Collection[int]
 ) -> list[int]:
     """Choose the nodes of a round, in the order of their sites' names, repeatably from the seed.
 
@@ -140,7 +157,7 @@ def sample_sites(
     """
     settings = plan.federation
     candidates = sorted(
-        (node for node in participants.joined if node in set(present)), key=participants.name
+        (node for node in participants.ready() if node in set(present)), key=participants.name
     )
     if len(candidates) < settings.minimum_sites:
         raise FederationError(

@@ -77,6 +77,7 @@ def ask(
     group: str,
     deadline: float,
     traffic: Traffic,
+    take: Callable[[int, RecordDict], Outcome],
     replied: Callable[[int, Outcome], None],
 ) -> dict[int, Outcome]:
     """Send one request to each node and collect the answers.
@@ -88,6 +89,7 @@ def ask(
         group: label of the round.
         deadline: seconds from now; who has not answered then is late.
         traffic: counters to add to.
+        take: reads an answer as soon as it comes; one that cannot be read is a failure.
         replied: told of each outcome as it comes.
 
     Returns:
@@ -111,7 +113,7 @@ def ask(
         for message in arrived:
             sender = waiting.pop(message.metadata.reply_to_message_id, None)
             if sender is not None:
-                settle(sender, _judge(message, traffic))
+                settle(sender, _judge(sender, message, traffic, take))
         if arrived:
             pause = _FIRST_PAUSE
         elif waiting:
@@ -125,14 +127,29 @@ def ask(
     return {node: outcomes[node] for node in requests}
 
 
-def _judge(message: Message, traffic: Traffic) -> Outcome:
+def _judge(
+    node: int, message: Message, traffic: Traffic, take: Callable[[int, RecordDict], Outcome]
+) -> Outcome:
     if message.has_error():
         return Outcome(Status.FAILED, reason=str(message.error.reason)[:200])
     traffic.up += payload_bytes(message.content)
     try:
-        reply = unpack_reply(message.content)
+        return take(node, message.content)
     except ProtocolError as error:
         return Outcome(Status.FAILED, reason=str(error))
+
+
+def take_plain(_node: int, content: RecordDict) -> Outcome:
+    """Read an unsigned answer.
+
+    Raises:
+        ProtocolError: if it is not one.
+    """
+    return outcome_of(unpack_reply(content), content)
+
+
+def outcome_of(reply: Reply, content: RecordDict | None = None) -> Outcome:
+    """Return the outcome of a typed answer: refused, or ok."""
     if isinstance(reply, Refused):
         return Outcome(Status.REFUSED, reply=reply, reason=f"{reply.kind}: {reply.reason}")
-    return Outcome(Status.OK, reply=reply, content=message.content)
+    return Outcome(Status.OK, reply=reply, content=content)

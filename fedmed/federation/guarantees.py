@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmed.configuration.groups import PrivacyModel
+from fedmed.configuration.groups import PrivacyModel, TransportMode
 from fedmed.configuration.plan import Plan
+from fedmed.training.site_plan import honest_sites
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,16 @@ class Guarantee:
     because: str
 
 
-def guarantees(
-    plan: Plan, epsilons: Sequence[float], *, secure_aggregation: bool
-) -> list[Guarantee]:
+def guarantees(plan: Plan, epsilons: Sequence[float]) -> list[Guarantee]:
     """Return the guarantee against each adversary of the threat model.
 
     Args:
         plan: of the run.
         epsilons: what each site has spent. Their largest is the federation's only if no patient
             is at two sites: a patient of two hospitals spends the sum of both.
-        secure_aggregation: whether the server saw nothing but sums.
     """
     privacy = plan.privacy
+    secure_aggregation = plan.transport.mode == TransportMode.secagg
     if not privacy.enabled or not epsilons:
         why = "differential privacy was off"
         return [
@@ -49,7 +48,7 @@ def guarantees(
             Guarantee("reader of the model", worst, "the model is made of noised updates only"),
         ]
     if privacy.model == PrivacyModel.distributed:
-        honest = privacy.honest_sites or plan.federation.minimum_sites
+        honest = honest_sites(plan)
         server = (
             Guarantee("server", worst, f"it sees sums with the noise of {honest} honest sites")
             if secure_aggregation

@@ -30,6 +30,8 @@ FLOAT64 = "<f8"
 PROTOCOL_VERSION = 1
 _HEADER = "header"
 _ARRAYS = "arrays"
+UPDATE = "update"
+WEIGHTS = "weights"
 _MAX_TEXT = 256 * 1024
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,15 +61,15 @@ class Joined:
 
     Attributes:
         site: name.
-        train, val, test: numbers of images.
+        train, val, test: numbers of images; None where the site's policy keeps them.
         excluded: number of images left out, by reason.
         delta: at which the site states epsilon; None without differential privacy.
     """
 
     site: str
-    train: int
-    val: int
-    test: int
+    train: int | None
+    val: int | None
+    test: int | None
     excluded: Mapping[str, int]
     delta: float | None
 
@@ -186,8 +188,17 @@ def unpack_arrays(
     return arrays
 
 
+def beside(arrays: Arrays) -> RecordDict:
+    """Return arrays as content of their own, to travel beside a signed message."""
+    content = RecordDict()
+    content[_ARRAYS] = pack_arrays(arrays)
+    return content
+
+
 def value_bytes(value: object) -> bytes:
     """Return the payload of one value of a message: an array's data or a text."""
+    if isinstance(value, bytes):
+        return value
     return value.data if isinstance(value, Array) else str(value).encode()
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedmed.durable_files import replace_durably
 from fedmed.errors import ConfigurationError
 from fedmed.models.parameters import FloatVector, ParameterLayout
 
@@ -77,6 +77,33 @@ class RunFolder:
         """Add a line to ``rounds.jsonl``."""
         with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(record), sort_keys=True) + "\n")
+
+    def amend_round(
+        self, number: int, change: Callable[[Mapping[str, object]], Mapping[str, object]]
+    ) -> Mapping[str, object] | None:
+        """Write the line of a round anew, for what came to be known later.
+
+        Args:
+            number: of the round.
+            change: from the line as it is to the line as it should be.
+
+        Returns:
+            The new line; None if there is no line of that round.
+        """
+        path = self.path / "rounds.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        amended: Mapping[str, object] | None = None
+        for position, line in enumerate(lines):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # a line torn by a kill
+            if isinstance(record, dict) and record.get("round") == number:
+                amended = change(record)
+                lines[position] = json.dumps(_finite(amended), sort_keys=True)
+        if amended is not None:
+            write_atomically(path, "".join(line + "\n" for line in lines).encode())
+        return amended
 
     def forget_rounds_after(self, number: int) -> None:
         """Drop lines of ``rounds.jsonl`` that a resumed run will write again."""
@@ -170,12 +197,7 @@ class RunFolder:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that a crash leaves either the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_durably(path, data, 0o644)
 
 
 def _finite(value: object) -> object:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from fedmed.configuration.groups import TransportMode
 from fedmed.configuration.plan import Plan
+from fedmed.federation.channels.base import Evaluation
 from fedmed.federation.cohort import Participants
 from fedmed.federation.guarantees import guarantees
-from fedmed.federation.rounds import Evaluation
 from fedmed.federation.run_folder import Checkpoint
 from fedmed.models.parameters import ParameterLayout
 
@@ -61,13 +62,15 @@ def summarise(
             "target_epsilon": plan.privacy.target_epsilon if plan.privacy.enabled else None,
             "noise": noise if plan.privacy.enabled else "off",
             "guarantees": [
-                asdict(one)
-                for one in guarantees(
-                    plan, list(checkpoint.epsilons.values()), secure_aggregation=False
-                )
+                asdict(one) for one in guarantees(plan, list(checkpoint.epsilons.values()))
             ],
         },
-        "transport": {"bytes_up": up, "bytes_down": down, "secure_aggregation": False},
+        "transport": {
+            "mode": plan.transport.mode.value,
+            "bytes_up": up,
+            "bytes_down": down,
+            "secure_aggregation": plan.transport.mode == TransportMode.secagg,
+        },
         "seed": plan.seed,
         "plan_sha256": plan.sha256(),
     }

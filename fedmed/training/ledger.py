@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedmed.configuration.groups import Unit
+from fedmed.durable_files import (
+    Identity,
+    append_durably,
+    identity,
+    locked_lines,
+    make_folder,
+    read_whole_lines,
+)
 from fedmed.errors import BudgetError, PrivacyError
 from fedmed.training.accounting import GaussianSteps, Spending, epsilon_for
 from fedmed.training.reservation import Reservation
@@ -45,8 +52,8 @@ class Ledger:
         self._path = path
         self._clock = clock
         self._entries: list[Reservation] = []
-        self._seen: tuple[int, int, int] | None = None
-        _make_folder(path.parent)
+        self._seen: Identity | None = None
+        make_folder(path.parent)
         if path.exists():
             with self._locked():
                 pass
@@ -113,9 +120,9 @@ class Ledger:
             # Without a limit a figure is still needed: a round that leaves no guarantee is none.
             if not (math.isfinite(epsilon) and (max_epsilon is None or epsilon <= max_epsilon)):
                 raise BudgetError(self._refusal(reservation, epsilon, max_epsilon))
-            _write_all(descriptor, reservation.to_line())
+            append_durably(descriptor, reservation.to_line())
             self._entries.append(reservation)
-            self._seen = _identity(descriptor)
+            self._seen = identity(descriptor)
         return epsilon
 
     def _refusal(self, reservation: Reservation, epsilon: float, limit: float | None) -> str:
@@ -141,31 +148,15 @@ class Ledger:
     def _locked(self) -> Iterator[int]:
         """Hold the file's exclusive lock, with the entries as they are on disk."""
         try:
-            descriptor = self._open()
+            with locked_lines(self._path) as descriptor:
+                if identity(descriptor) != self._seen:
+                    # A torn line was never synced, so its round never began.
+                    content = read_whole_lines(descriptor)
+                    self._entries = _parse(content, self._path.name)
+                    self._seen = identity(descriptor)
+                yield descriptor
         except OSError as error:
             raise self._unusable(error) from error
-        try:
-            if _identity(descriptor) != self._seen:
-                self._entries = self._read(descriptor)
-                self._seen = _identity(descriptor)
-            yield descriptor
-        except OSError as error:
-            raise self._unusable(error) from error
-        finally:
-            os.close(descriptor)
-
-    def _open(self) -> int:
-        fresh = not self._path.exists()
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.fchmod(descriptor, 0o600)
-            if fresh:
-                _sync_folder(self._path.parent)
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
 
     def _unusable(self, error: OSError) -> PrivacyError:
         return PrivacyError(
@@ -173,16 +164,6 @@ class Ledger:
             "it nothing is trained. See to free space and to the rights of the site's state "
             "folder (site.state)."
         )
-
-    def _read(self, descriptor: int) -> list[Reservation]:
-        content = _read_all(descriptor)
-        entries = _parse(content, self._path.name)
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            # A line torn by a crash was never synced, so its round never began: cut it off.
-            os.ftruncate(descriptor, whole)
-            os.fsync(descriptor)
-        return entries
 
 
 def study_epsilon(
@@ -213,45 +194,3 @@ def _parse(content: bytes, name: str) -> list[Reservation]:
                 "copy; without it fedmed cannot know what has been spent."
             ) from error
     return entries
-
-
-def _identity(descriptor: int) -> tuple[int, int, int]:
-    status = os.fstat(descriptor)
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _read_all(descriptor: int) -> bytes:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    parts = []
-    while part := os.read(descriptor, 1 << 20):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _write_all(descriptor: int, line: bytes) -> None:
-    """Append a line and sync it.
-
-    Raises:
-        OSError: if the disk did not take it; part of the line may be left, and is cut off by the
-            next reader.
-    """
-    left = memoryview(line)
-    while left:
-        left = left[os.write(descriptor, left) :]
-    os.fsync(descriptor)
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.exists():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder durable: syncing the file alone does not (fsync(2))."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -114,8 +114,20 @@ def noise_share(plan: Plan) -> float:
     if plan.privacy.model == PrivacyModel.central:
         return 0.0
     if plan.privacy.model == PrivacyModel.distributed:
-        return 1 / math.sqrt(plan.privacy.honest_sites or plan.federation.minimum_sites)
+        return 1 / math.sqrt(honest_sites(plan))
     return 1.0
+
+
+def honest_sites(plan: Plan) -> int:
+    """Return how many honest sites' noise is in any sum that can be opened (at least).
+
+    Secure aggregation opens a sum of floor(2n/3) + 1 of n sites or more, of whom floor((n-1)/3)
+    may be the server's accomplices: their shares of the noise do not count.
+    """
+    smallest = plan.federation.minimum_sites
+    # The difference is n/3 + 1, give or take one, so the smallest is among the next three.
+    safe = min(2 * n // 3 + 1 - (n - 1) // 3 for n in range(smallest, smallest + 3))
+    return min(safe, plan.privacy.honest_sites or safe)
 
 
 def _sample_rate(plan: Plan, units: int) -> float:

@@ -17,7 +17,7 @@ from fedmed.errors import ProtocolError
 from fedmed.trust.canonical import Json, canonical_json, parse_canonical
 from fedmed.trust.signatures import SIGNATURE_BYTES, Signer, verify
 
-MAX_HEADER_BYTES = 8 * 2**20
+MAX_HEADER_BYTES = 2**20
 _PURPOSE = "message"
 _FIELDS = {"type", "context", "site", "sequence", "body", "parts"}
 

@@ -130,7 +130,7 @@ class Roster:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Json]) -> Roster:
-        """Read a roster; whether the root signed it is checked by ``trust/pki.py``.
+        """Read a roster; whether the root signed it is checked by ``trust/roster_file.py``.
 
         Raises:
             ProtocolError: if it is not of the agreed form.

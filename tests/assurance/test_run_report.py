@@ -26,6 +26,7 @@ from fedmed.assurance.report.plots import (
 )
 from fedmed.assurance.report.run_folder import read_run
 from fedmed.assurance.report.statements import aggregation_statement, findings, privacy_statement
+from fedmed.assurance.report.tables import sites_table
 from fedmed.assurance.report.wording import (
     bytes_text,
     clean_text,
@@ -541,13 +542,41 @@ def test_text_from_sites_is_shown_not_obeyed(tmp_path):
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_counts_that_a_site_keeps_are_told_apart_from_those_not_recorded(tmp_path):
+    keeps = {"train": None, "val": None, "test": None, "excluded": {}}
+    folder = fabricate(tmp_path / "run", ["alder", "birch", "cedar"])
+    content = json.loads((folder / "summary.json").read_text())
+    content["sites"]["alder"] |= keeps
+    for name in keeps:
+        del content["sites"]["birch"][name]
+    (folder / "summary.json").write_text(json.dumps(content))
+    alder, birch, cedar, *_ = sites_table(read_run(folder)).rows
+    assert list(alder[1:5]) == ["kept", "kept", "kept", "kept by the site"]
+    assert "kept" not in " ".join(birch)
+    assert cedar[1][0].isdigit()
+    assert "kept by the site" in page_of(folder).text
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [("sealed", "sealed for the server"), ("plain", "neither signed nor sealed"), (None, None)],
+)
+def test_single_updates_are_said_to_be_sealed_or_not(tmp_path, mode, words):
+    transport = {"secure_aggregation": False} | ({"mode": mode} if mode else {})
+    statement = aggregation_statement(read_run(fabricate(tmp_path / "run", transport=transport)))
+    text = " ".join(statement.sentences)
+    assert statement.level == "warning"
+    assert (words in text) if words else ("transport=" not in text)
+
+
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(
     "settings",
     [
         "data:\n  root: /srv/secret\nsite:\n  state: /srv/secret\n"
-        "transport: {site_key: /srv/secret}\nseed: 11235\n",
+        "link: {credentials: /srv/secret}\nseed: 11235\n",
         "{'data': {root: /srv/secret},\n\"site\": [/srv/secret], seed: 11235}\n",
-        "data: &here\n  root: /srv/secret\n? site\n: - *here\n- transport\n",  # is no YAML
+        "data: &here\n  root: /srv/secret\n? site\n: - *here\n- link\n",  # is no YAML
         "seed: 11235\ndata:\n  root: >-\n\n    /srv/secret\n",
         "tracking:\n  folder: /srv/secret\nresume: /srv/secret\nseed: 11235\n",
     ],

@@ -6,6 +6,7 @@ from dataclasses import replace
 from flwr.app import Context, RecordDict
 
 from clients.app import make_client_app
+from clients.signed_site import SignedSite
 from clients.site import Site
 from fedmed.configuration import FederationConfig, ModelConfig, Plan
 from fedmed.configuration.groups import (
@@ -14,21 +15,26 @@ from fedmed.configuration.groups import (
     PrivacyConfig,
     SiteConfig,
     TrainingConfig,
+    TransportConfig,
+    TransportMode,
     Unit,
 )
 from fedmed.data.sources import site_sources
 from fedmed.federation.in_process import RUN_ID, InProcessGrid
 from fedmed.federation.observer import SilentObserver
 from fedmed.federation.run_folder import RunFolder
+from fedmed.trust.policy import SitePolicy
 from server.app import ServerRun, make_server_app
 
 PLAN = Plan(
     model=ModelConfig(width=2, stages=1),
+    transport=TransportConfig(mode=TransportMode.plain),
     preprocessing=PreprocessingConfig(size=16),
     training=TrainingConfig(optimizer="sgd", augment=False),
     federation=FederationConfig(rounds=3, local_epochs=1.0, minimum_sites=2, evaluate_every=0),
     privacy=PrivacyConfig(enabled=True, noise_multiplier=1.0, sample_rate=0.5),
 )
+UNSIGNED = SitePolicy(transports=["plain"], smallest_cohort=2)
 
 
 def federation(archives, folder, limits):
@@ -39,13 +45,19 @@ def federation(archives, folder, limits):
             SiteConfig(name=name, max_epsilon=limit, threads=1),
             loaders[name],
             folder / "states" / name,
+            policy=UNSIGNED,
         )
         for name, limit in zip(sorted(loaders), limits, strict=True)
     ]
 
 
+def no_keys():
+    raise AssertionError("unsigned messages need no keys")
+
+
 def run_once(sites, folder, plan=PLAN):
-    app = make_client_app(lambda context: sites[int(context.node_config["partition-id"])])
+    signed = [SignedSite(site, no_keys) for site in sites]
+    app = make_client_app(lambda context: signed[int(context.node_config["partition-id"])])
     nodes = [{"partition-id": n, "num-partitions": len(sites)} for n in range(len(sites))]
     grid = InProcessGrid(app, nodes, workers=1)
     run = ServerRun(plan, RunFolder.create(folder, 2), SilentObserver(), expected=len(sites))

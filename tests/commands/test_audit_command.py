@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-import fedmed.commands.audit as command
+import fedmed.commands.audit_privacy as command
 from fedmed.assurance.privacy_audit.audit import Finding, PrivacyAudit
 from fedmed.assurance.privacy_audit.inversion import Reconstruction
 from fedmed.assurance.privacy_audit.verdict import Verdict
 from fedmed.cli import main
+from fedmed.commands.audit import audit_command
 from fedmed.configuration.groups import Unit
 from fedmed.errors import ConfigurationError, PrivacyError
 from fedmed.training.noise import SeededNoise
@@ -51,7 +52,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(command, "audit_privacy", ready)
         console = Console(file=io.StringIO(), width=80)
         given = ["privacy", "--output", str(tmp_path / "out"), *arguments]
-        code = command.audit_command(given, console)
+        code = audit_command(given, console)
         return code, console.file.getvalue(), calls
 
     return run_with
@@ -114,7 +115,7 @@ def test_wrong_settings_and_options_are_refused(run, capsys):
 def test_privacy_off_claims_nothing(tmp_path):
     given = ["privacy", "privacy=off", "--output", str(tmp_path)]
     with pytest.raises(ConfigurationError, match="privacy=high"):
-        command.audit_command(given, Console(file=io.StringIO()))
+        audit_command(given, Console(file=io.StringIO()))
 
 
 def test_help_has_examples(capsys):

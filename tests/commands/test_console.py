@@ -268,6 +268,14 @@ def test_table_fits_eighty_columns_and_cuts_no_figure():
     assert row.endswith("7.90 void")
 
 
+def test_table_says_which_counts_a_site_keeps():
+    content = summary()
+    content["sites"]["alder"] |= {"train": None, "val": None, "test": None, "excluded": {}}
+    rows = [line.split() for line in table_lines(pipe(), content) if "─" not in line]
+    assert rows[1][:5] == ["alder", "kept", "by", "site", "-"]
+    assert ["global", "model", "-/-/-"] in [row[:3] for row in rows]
+
+
 def test_table_of_an_empty_summary_has_dashes():
     rows = [line.split() for line in table_lines(pipe(), {})]
     assert rows[-1] == ["global", "model", "-/-/-", "-", "-", "-", "-"]

@@ -20,6 +20,8 @@ QUICK = [
     "model.width=4", "model.stages=2", "preprocessing.size=32", "federation.rounds=3",
     "federation.local_epochs=1", "simulation.workers=3", "site.threads=1",
 ]  # fmt: skip
+TWO_SITES = ["transport=sealed", "federation.minimum_sites=2"]
+"""For runs in which one of three sites takes no part: a sum of two would hide nobody."""
 
 
 def simulate(folder, *settings):
@@ -54,7 +56,7 @@ def test_the_run_folder_keeps_its_contract(plain_run):
     names = {path.name for path in plain_run.iterdir()}
     assert names >= {
         "config.yaml", "rounds.jsonl", "summary.json", "model.safetensors", "model.json",
-        "checkpoints", "report.html", "fedmed.log", "plots",
+        "checkpoints", "report.html", "fedmed.log", "plots", "audit", "trust",
     }  # fmt: skip
     facts = summary(plain_run)
     assert facts["task"] == "classification"
@@ -68,8 +70,33 @@ def test_the_run_folder_keeps_its_contract(plain_run):
     assert 0 <= facts["baselines"]["pooled"]["auroc"] <= 1
     weights = load_file(plain_run / "model.safetensors")
     assert sum(array.size for array in weights.values()) == facts["parameters"]
-    # Three sites got the weights three times and once more for each evaluation.
-    assert facts["transport"]["bytes_down"] > 3 * 3 * 2 * 4 * facts["parameters"]
+    # Three sites got the weights three times, and once more for the final evaluation.
+    assert facts["transport"]["bytes_down"] > 3 * 4 * 4 * facts["parameters"]
+    assert (facts["transport"]["mode"], facts["transport"]["secure_aggregation"]) == (
+        "secagg",
+        True,
+    )
+    assert "the server saw sums only" in (plain_run / "report.html").read_text()
+
+
+def test_the_log_of_the_run_can_be_verified(plain_run, capsys):
+    words = ["audit", "verify", str(plain_run / "audit"), "--root"]
+    assert main([*words, str(plain_run / "trust" / "root.crt")]) == 0
+    assert "3 rounds of training and 1 evaluation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["sealed", "plain"])
+def test_other_ways_for_updates_to_travel_give_the_same_model(plain_run, archives, tmp_path, mode):
+    code, run = simulate(
+        tmp_path, "data=manifest", f"data.root={archives}", "privacy=off", f"transport={mode}"
+    )
+    assert code == 0
+    for name, array in weights_of(run).items():
+        np.testing.assert_allclose(array, weights_of(plain_run)[name], atol=1e-4)
+    page = (run / "report.html").read_text()
+    assert "the server saw each site" in page
+    assert f"transport={mode}" in page
+    assert (run / "audit").exists() is (mode == "sealed")
 
 
 def test_images_without_consent_are_counted_and_not_used(plain_run, archives):
@@ -124,7 +151,7 @@ def test_a_broken_image_is_quarantined_and_an_empty_cohort_ends_with_the_reason(
         path.write_bytes(path.read_bytes()[:300])
     code, run = simulate(
         tmp_path / "out", "data=manifest", f"data.root={data}", "privacy=off",
-        "federation.rounds=1", "federation.join_seconds=1",
+        "federation.rounds=1", "federation.join_seconds=1", *TWO_SITES,
     )  # fmt: skip
     assert code == 0
     facts = summary(run)
@@ -142,6 +169,7 @@ def seeded(monkeypatch):
     monkeypatch.setenv("FEDMED_ALLOW_SEEDED_NOISE", "1")
 
 
+@pytest.mark.slow
 def test_epsilon_of_the_run_is_that_of_the_composition(archives, tmp_path):
     code, run = simulate(tmp_path, "data=manifest", f"data.root={archives}", "privacy=medium")
     assert code == 0
@@ -166,6 +194,7 @@ def test_epsilon_of_the_run_is_that_of_the_composition(archives, tmp_path):
         assert all(line["sites"][name]["loss"] is None for line in rounds(run))
 
 
+@pytest.mark.slow
 def test_a_site_whose_budget_would_be_passed_sits_out(archives, tmp_path, capsys):
     code, run = simulate(
         tmp_path, "data=manifest", f"data.root={archives}", "privacy=medium",
@@ -178,6 +207,7 @@ def test_a_site_whose_budget_would_be_passed_sits_out(archives, tmp_path, capsys
         assert 0 < len(lines) < 4  # nothing was reserved for the refused round
 
 
+@pytest.mark.slow
 def test_seeded_noise_is_marked_void_and_needs_a_second_consent(
     archives, tmp_path, seeded, monkeypatch, capsys
 ):
@@ -263,7 +293,7 @@ def test_what_a_manifest_says_does_not_leave_the_site_in_a_refusal(archives, tmp
     manifest.write_text("\n".join([header, *mixed_up]) + "\n")
     code, run = simulate(
         tmp_path / "out", "data=manifest", f"data.root={data}", "privacy=off",
-        "federation.rounds=1",
+        "federation.rounds=1", *TWO_SITES,
     )  # fmt: skip
     assert code == 0
     assert "log at the site" in summary(run)["refused"]["cedar"]

@@ -36,7 +36,8 @@ def rounds(run):
 
 @pytest.mark.slow
 def test_the_unit_patient_is_solved_for_accounted_and_reported(simulate):
-    code, run = simulate("privacy=medium", "privacy.sample_rate=0.5")
+    # Sealed, so that the number of patients, the weight of an update, can be seen.
+    code, run = simulate("privacy=medium", "privacy.sample_rate=0.5", "transport=sealed")
     assert code == 0
     facts = summary(run)
     assert facts["privacy"]["unit"] == "patient"
@@ -56,7 +57,7 @@ def test_the_unit_patient_is_solved_for_accounted_and_reported(simulate):
 def test_options_for_utility_work_together(simulate):
     code, run = simulate(
         "privacy=medium", "privacy.augmentation_multiplicity=2", "privacy.ema_decay=0.8",
-        "privacy.sample_rate=null", "privacy.batch_size=8", "model.weight_standardisation=true",
+        "privacy.sample_rate=null", "privacy.batch_size=4", "model.weight_standardisation=true",
         "privacy.max_physical_batch=16",
     )  # fmt: skip
     assert code == 0
@@ -82,17 +83,19 @@ def test_a_start_from_earlier_weights_with_frozen_layers(simulate, tmp_path):
 
 
 @pytest.mark.slow
-def test_distributed_noise_is_for_simulations_that_ask_for_it(simulate, capsys):
+def test_distributed_noise_needs_secure_aggregation_and_holds_against_the_server(simulate, capsys):
     settings = ["privacy=medium", "privacy.model=distributed", *ONE_STEP]
-    assert simulate(*settings)[0] == 2
-    assert "secure aggregation" in capsys.readouterr().err
-    assert main(["server", *settings]) == 2
-    code, run = simulate(*settings, "simulation.ideal_aggregation=true")
+    for mode in ("sealed", "plain"):
+        assert simulate(*settings, f"transport={mode}")[0] == 2
+        assert "transport=secagg" in capsys.readouterr().err
+    assert main(["server", *settings, "transport=sealed"]) == 2
+    code, run = simulate(*settings)
     assert code == 0
     held = {one["adversary"]: one["epsilon"] for one in summary(run)["privacy"]["guarantees"]}
-    assert held["server"] is None
-    assert 0 < held["reader of the model"] <= 8.0
-    assert "does not hold against: server" in (run / "report.html").read_text()
+    assert 0 < held["server"] == held["reader of the model"] <= 8.0
+    page = (run / "report.html").read_text()
+    assert "does not hold against" not in page
+    assert "the server saw sums only" in page
 
 
 @pytest.mark.slow

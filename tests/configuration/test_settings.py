@@ -30,6 +30,9 @@ from fedmed.errors import ConfigurationError
         (["data=manifest"], r"data\.root=DIR"),
         (["data=npz"], r"data\.path"),
         (["preprocessing.fractions=[0.5,0.5,0.5]"], r"preprocessing\.fractions"),
+        (["transport=masked"], r"transport=masked: choose one of "),
+        (["transport.bits=8"], r"transport\.bits=8"),
+        (["federation.minimum_sites=2"], r"transport=sealed"),
         (["task.labels=[a,a]"], r"task\.labels"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -67,7 +70,7 @@ def test_presets_differ_in_their_target(preset, epsilon):
 def test_a_site_is_named_without_a_preset_of_its_own():
     settings = load_settings(ClientSettings, "client", ["site=cs", "data.root=x"])
     assert settings.site.name == "cs"
-    assert settings.transport.site_key.endswith("cs.key")
+    assert settings.link.credentials == "certificates/cs"
     with pytest.raises(ConfigurationError, match="site=NAME"):
         load_settings(ClientSettings, "client", ["data.root=x"])
 
@@ -94,7 +97,8 @@ def test_help_shows_groups_and_three_examples(command, capsys):
     shown = capsys.readouterr().out
     examples = shown.split("groups and presets:")[0].split("examples:")[1]
     assert len(re.findall(r"^  \S", examples, re.MULTILINE)) == 3
-    assert "transport" in shown or command == "simulate"
+    assert ("link.address" in shown) is (command != "simulate")
+    assert ("transport.mode" in shown) is (command != "client")
 
 
 def test_the_commands_of_the_help_exist(capsys):

@@ -1,141 +1,41 @@
-"""One server and three clients as real processes over TLS on loopback."""
+"""One server and three clients as real processes over mutual TLS on loopback."""
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deployed import PLAN, Process, clients, newest, start_client, start_server, verify
+from forged_certificates import other_authority
 from safetensors.numpy import load_file
 
 from fedmed.cli import main
+from fedmed.trust.authority import Authority
+from fedmed.trust.enrolment import enroll, install
+from fedmed.trust.fingerprints import root_fingerprint
+from fedmed.trust.roster import Role
 
 pytestmark = pytest.mark.slow
 
-PLAN = [
-    "model.width=4", "model.stages=2", "preprocessing.size=32", "federation.rounds=2",
-    "federation.local_epochs=1", "privacy=off", "seed=3",
-]  # fmt: skip
-PATIENCE = 120  # seconds; reached only when something is broken
-
-
-class Process:
-    """A process whose lines can be waited for."""
-
-    def __init__(self, module: str, folder: Path, *settings: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *settings],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "COLUMNS": "400"},
-        )
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            with self._changed:
-                self.lines.append(line.rstrip())
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait_for(self, text: str) -> str:
-        """Return the first line with a text, or fail with all that was printed."""
-
-        def found() -> str | None:
-            return next((line for line in self.lines if text in line), None)
-
-        with self._changed:
-            self._changed.wait_for(lambda: found() or not self._reader.is_alive(), timeout=PATIENCE)
-            line = found()
-        assert line, f"no {text!r} in:\n" + "\n".join(self.lines)
-        return line
-
-    def finish(self) -> int:
-        """Wait for the end and return the exit code."""
-        try:
-            return self.process.wait(PATIENCE)
-        finally:
-            self._reader.join(5)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.finish()
-
-    @property
-    def output(self) -> str:
-        return "\n".join(self.lines)
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def certificates(tmp_path: Path) -> Path:
-    folder = tmp_path / "certificates"
-    assert main(["pki", "demo", str(folder), "--sites", "alder", "birch", "cedar"]) == 0
-    return folder
-
-
-@contextlib.contextmanager
-def clients(
-    folder: Path, archives: Path, port: int, *names: str, settings: tuple[str, ...] = ()
-) -> Iterator[dict[str, Process]]:
-    started = {
-        name: Process(
-            "clients", folder, f"site={name}", f"data.root={archives}", "site.threads=1",
-            f"transport.address=127.0.0.1:{port}", *settings,
-        )
-        for name in names
-    }  # fmt: skip
-    try:
-        yield started
-    finally:
-        for one in started.values():
-            one.stop()
-
-
-def start_server(folder: Path, port: int, *settings: str) -> Process:
-    return Process(
-        "server", folder, f"transport.address=127.0.0.1:{port}", "tracking.folder=out",
-        *(settings or PLAN),
-    )  # fmt: skip
-
-
-def newest(folder: Path) -> Path:
-    return sorted(path.parent for path in folder.glob("*/*/config.yaml"))[-1]
+SITES = ("alder", "birch", "cedar")
 
 
 def deployed_and_simulated(tmp_path: Path, archives: Path, port: int, plan: list[str]) -> None:
     """Train the same plan in deployment and in simulation and compare the models."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("per_site_counts: true\nper_site_metrics: true\nmetrics_floor: 1\n")
+    policy.chmod(0o600)
     server = start_server(tmp_path, port, *plan)
     names = sorted(path.name.lower() for path in archives.iterdir() if path.is_dir())
-    with clients(tmp_path, archives, port, *names) as started:
+    own = (f"site.policy={policy}",)
+    with clients(tmp_path, archives, port, *names, settings=own) as started:
         assert server.finish() == 0, server.output
         for client in started.values():
-            client.wait_for("evaluate: done")
+            client.wait_for("query.reveal: done", 3)
     assert all(client.process.returncode == 0 for client in started.values())
     assert main([
-        "simulate", "data=manifest", f"data.root={archives}", "site.threads=1",
+        "simulate", "data=manifest", f"data.root={archives}", "site.threads=1", *own,
         f"tracking.folder={tmp_path / 'simulated'}", *plan,
     ]) == 0  # fmt: skip
     deployed, simulated = newest(tmp_path / "out"), newest(tmp_path / "simulated")
@@ -144,6 +44,7 @@ def deployed_and_simulated(tmp_path: Path, archives: Path, port: int, plan: list
         np.testing.assert_allclose(weights[name], array, atol=1e-5)
     facts = [json.loads((run / "summary.json").read_text()) for run in (deployed, simulated)]
     assert facts[0]["sites"] == facts[1]["sites"]
+    assert set(facts[0]["sites"]) == set(names)
     assert facts[0]["metrics"] == pytest.approx(facts[1]["metrics"], abs=1e-4)
 
 
@@ -151,14 +52,11 @@ def test_the_deployed_federation_gives_the_model_of_the_simulation(
     tmp_path, certificates, archives, port
 ):
     deployed_and_simulated(tmp_path, archives, port, PLAN)
-    for site in ("alder", "birch", "cedar"):
-        kinds = [
-            json.loads(line)["kind"]
-            for line in (tmp_path / "state" / site / "egress.jsonl").read_text().splitlines()
-        ]
-        assert kinds == [
-            "joined", "trained", "evaluated", "trained", "evaluated", "evaluated",
-        ]  # fmt: skip
+    four = ["prepared", "masked", "confirmed", "revealed"]
+    for site in SITES:
+        lines = (tmp_path / "state" / site / "egress.jsonl").read_text().splitlines()
+        # Two rounds and the last evaluation, four messages each.
+        assert [json.loads(line)["kind"] for line in lines] == ["joined", *four * 3]
 
 
 def test_the_same_on_real_data(tmp_path, lgg_mri, port):
@@ -170,8 +68,7 @@ def test_the_same_on_real_data(tmp_path, lgg_mri, port):
 def test_the_server_ends_cleanly_on_sigterm_and_clients_find_it_again(
     tmp_path, certificates, archives, port
 ):
-    waiting = [*PLAN, "federation.minimum_sites=3"]
-    first = start_server(tmp_path, port, *waiting)
+    first = start_server(tmp_path, port, *PLAN)
     first.wait_for("Listening")
     with clients(tmp_path, archives, port, "alder", "birch") as started:
         for client in started.values():
@@ -184,44 +81,83 @@ def test_the_server_ends_cleanly_on_sigterm_and_clients_find_it_again(
         with clients(tmp_path, archives, port, "cedar"):
             assert second.finish() == 0, second.output
         for client in started.values():
-            client.wait_for("evaluate: done")
+            client.wait_for("query.reveal: done", 3)
 
 
-def test_a_server_killed_in_mid_run_goes_on_from_its_checkpoint(
-    tmp_path, certificates, archives, port
-):
-    server = start_server(tmp_path, port, *PLAN, "federation.rounds=5")
-    with clients(tmp_path, archives, port, "alder", "birch", "cedar"):
-        server.wait_for("Round 2/5")
-        server.stop(signal.SIGKILL)
-        run = newest(tmp_path / "out")
-        again = start_server(tmp_path, port, f"resume={run}")
-        assert again.finish() == 0, again.output
-    lines = (run / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(line)["round"] for line in lines] == [1, 2, 3, 4, 5]
+def test_sealed_updates_in_deployment(tmp_path, certificates, archives, port):
+    """The site's policy has to allow it: by default nothing but secure aggregation leaves."""
+    sealed = [*PLAN, "transport=sealed"]
+    server = start_server(tmp_path, port, *sealed)
+    with clients(tmp_path, archives, port, *SITES) as started:
+        assert server.finish() == 7
+        assert "PolicyError" in started["alder"].wait_for("query.join") or "transports" in (
+            server.output
+        )
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("transports: [sealed]\n")
+    policy.chmod(0o600)
+    server = start_server(tmp_path, port, *sealed)
+    with clients(tmp_path, archives, port, *SITES, settings=(f"site.policy={policy}",)):
+        assert server.finish() == 0, server.output
+    assert verify(newest(tmp_path / "out"), certificates) == 0
 
 
-def test_a_server_that_the_pinned_authority_did_not_sign_is_refused(
+def test_a_server_that_the_pinned_root_did_not_sign_is_refused(
     tmp_path, certificates, archives, port
 ):
     foreign = tmp_path / "foreign"
-    assert main(["pki", "demo", str(foreign), "--sites", "alder", "birch"]) == 0
-    server = start_server(
-        tmp_path, port, *PLAN,
-        f"transport.certificate={foreign / 'server.crt'}",
-        f"transport.private_key={foreign / 'server.key'}",
-    )  # fmt: skip
+    assert main(["pki", "demo", str(foreign), "--sites", *SITES]) == 0
+    server = start_server(tmp_path, port, *PLAN, f"link.credentials={foreign / 'server'}")
     server.wait_for("Listening")
-    with clients(tmp_path, archives, port, "alder") as started:
-        client = started["alder"]
-        assert client.finish() == 7
-        assert "Traceback" not in client.output
-        assert "certificate" in client.output
+    client = start_client(tmp_path, archives, port, "alder")
+    assert client.finish() == 7
+    assert "Traceback" not in client.output
+    assert "certificate" in client.output
     server.stop()
 
 
+def test_a_site_that_is_not_in_the_servers_roster_is_refused(
+    tmp_path, certificates, archives, port
+):
+    """Same root, enrolled after the server's roster was made: nobody told the server."""
+    authority = Authority.open(certificates / "consortium", None)
+    folder = certificates / "dogwood"
+    authority.admit(enroll(folder, "dogwood", Role.site, (), None))
+    authority.publish()
+    pinned = root_fingerprint(authority.publication.root)
+    install(folder, authority.bundle("dogwood").to_bytes(), None, pinned)
+    server = start_server(tmp_path, port, *PLAN)
+    server.wait_for("Listening")
+    data = f"data.root={archives / 'alder'}"
+    stranger = start_client(tmp_path, archives, port, "dogwood", data)
+    assert stranger.finish() == 7, stranger.output
+    assert "Traceback" not in stranger.output
+    assert "connected" not in stranger.output
+    with clients(tmp_path, archives, port, *SITES):
+        assert server.finish() == 0, server.output
+    assert set(json.loads((newest(tmp_path / "out") / "summary.json").read_text())["sites"]) == (
+        set(SITES)
+    )
+
+
+def test_a_certificate_of_another_root_does_not_even_start(tmp_path, certificates, archives, port):
+    other_authority(tmp_path / "other", certificates / "alder")
+    client = start_client(tmp_path, archives, port, "alder")
+    assert client.finish() == 8
+    assert len(client.output.splitlines()) <= 2, client.output
+
+
 def test_wrong_settings_of_a_client_are_one_line(tmp_path, certificates, archives, port):
-    shutil.rmtree(certificates / "sites")
+    shutil.rmtree(certificates / "alder")
     client = Process("clients", tmp_path, "site=alder", f"data.root={archives}")
     assert client.finish() == 2
+    assert len(client.output.splitlines()) <= 2, client.output
+
+
+def test_the_keys_of_another_site_are_one_line(tmp_path, certificates, archives, port):
+    client = start_client(
+        tmp_path, archives, port, "alder", f"link.credentials={certificates / 'birch'}"
+    )
+    assert client.finish() == 2
+    assert "birch" in client.output
     assert len(client.output.splitlines()) <= 2, client.output

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import hashlib
 import inspect
 import io
+import shutil
 import socket
 import ssl
 import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -22,10 +24,21 @@ import httpx
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flower_federation import (
+    DEADLINE,
+    Federation,
+    Site,
+    answer,
+    echo_app,
+    everything,
+    request,
+    sites,
+    wait_for,
+)
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
@@ -34,9 +47,15 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from forged_certificates import (
+    consortium,
+    expire_crl,
+    forge_tls,
+    other_authority,
+    revoke_and_install,
+)
 
-from clients.connection import serve
-from fedmed.errors import ConfigurationError, FederationError, ProtocolError
+from fedmed.errors import ConfigurationError, FederationError, ProtocolError, TrustError
 from fedmed.federation.flower_link import (
     ErrorCode,
     FleetConnection,
@@ -45,34 +64,25 @@ from fedmed.federation.flower_link import (
     ServerUnreachableError,
     SiteRefusedError,
     SuperLink,
-    SuperLinkGrid,
     assign_message_id,
     set_task_identity,
 )
-from fedmed.trust.certificates import (
-    create_authority,
-    create_site_key,
-    issue_server_certificate,
-    load_public_keys,
-    load_site_key,
-)
-from server.gateway import Application, Event, Receive, Scope, Send
-from server.superlink import SuperLinkServer, server_tls_context
+from fedmed.trust.authority import Authority
+from fedmed.trust.credentials import load_credentials
+from fedmed.trust.issuance import Purpose
+from fedmed.trust.roster import Role
+from server.admission import Admission
+from server.gateway import Application, Receive, Scope, Send
+from server.rates import Rates
+from server.superlink import SuperLinkServer
 
 SITES = ("north", "south")
-DEADLINE = 20.0
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    create_authority(folder, "test authority")
-    issue_server_certificate(folder)
-    for site in SITES:
-        create_site_key(folder, site)
-    create_site_key(folder / "elsewhere", "stranger")
-    create_authority(folder / "elsewhere", "test authority")
-    return folder
+def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the member folders of ``server``, north, south and west."""
+    return consortium(tmp_path_factory.mktemp("members")).folder.parent
 
 
 @pytest.fixture(autouse=True)
@@ -87,174 +97,11 @@ def _no_thread_is_left() -> Iterator[None]:
     wait_for(lambda: set(threading.enumerate()) <= before)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
-
-
-async def _nowhere(event: Event) -> None:
-    """Lose an answer."""
-
-
-class Federation:
-    """A SuperLink behind a running server, and what its sites need."""
-
-    def __init__(self, keys: Path, database: Path | None = None, port: int = 0) -> None:
-        self.keys = keys
-        self.paths: list[str] = []
-        self.lost_answers: dict[str, int] = {}
-        self.link = SuperLink(database)
-        for name, key in load_public_keys(keys).items():
-            self.link.register_site(name, key)
-        context = server_tls_context(keys / "server.crt", keys / "server.key")
-        self.server = SuperLinkServer(self._recorded(self.link.asgi_app), context, port=port)
-        self.server.start()
-        self.port = int(self.server.address.split(":")[1])
-
-    def _recorded(self, application: Application) -> Application:
-        async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
-            self.paths.append(str(scope["path"]))
-            lost = self.lost_answers.get(str(scope["path"]), 0)
-            if lost:
-                self.lost_answers[str(scope["path"])] = lost - 1
-                await application(scope, receive, _nowhere)
-                await send({"type": "http.response.start", "status": 502, "headers": []})
-                await send({"type": "http.response.body", "body": b""})
-            else:
-                await application(scope, receive, send)
-
-        return recorded
-
-    def key(self, site: str) -> ec.EllipticCurvePrivateKey:
-        return load_site_key(self.keys / f"{site}.key")
-
-    def connect(self, site: str) -> FleetConnection:
-        return FleetConnection(self.server.address, self.keys / "ca.crt", self.key(site))
-
-    def start(self) -> SuperLinkGrid:
-        self.link.start_run()
-        return self.link.grid()
-
-    def close(self) -> None:
-        self.server.stop()
-        self.link.close()
-
-
 @pytest.fixture
-def federation(keys: Path) -> Iterator[Federation]:
-    running = Federation(keys)
+def federation(members: Path) -> Iterator[Federation]:
+    running = Federation(members)
     yield running
     running.close()
-
-
-class Site:
-    """A site's loop in a thread."""
-
-    def __init__(self, app: ClientApp, connect: Callable[[], FleetConnection]) -> None:
-        self.stop_asked = threading.Event()
-        self.events: list[str] = []
-        self.error: Exception | None = None
-        self.contexts: list[Context] = []
-        self._thread = threading.Thread(target=self._run, args=(app, connect))
-        self._thread.start()
-
-    def _context(self, run_id: int, node_id: int) -> Context:
-        self.contexts.append(Context(run_id, node_id, {}, RecordDict(), {}))
-        return self.contexts[-1]
-
-    def _run(self, app: ClientApp, connect: Callable[[], FleetConnection]) -> None:
-        try:
-            serve(app, connect, self._context, stop=self.stop_asked, on_event=self.events.append)
-        except FederationError as error:
-            self.error = error
-
-    @property
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def stop(self) -> float:
-        """Stop the loop; return the seconds that it took."""
-        began = time.monotonic()
-        self.stop_asked.set()
-        self._thread.join(DEADLINE)
-        assert self.ended
-        return time.monotonic() - began
-
-
-@contextmanager
-def sites(federation: Federation, app: ClientApp, *names: str) -> Iterator[dict[str, Site]]:
-    running = {name: Site(app, lambda name=name: federation.connect(name)) for name in names}
-    try:
-        wait_for(lambda: set(federation.link.connected_sites()) == set(names))
-        yield running
-    finally:
-        for site in running.values():
-            site.stop()
-
-
-def echo_app() -> ClientApp:
-    """Returns the contents, and how many messages this context has seen."""
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        seen = context.state.get("seen", MetricRecord({"count": 0}))
-        context.state["seen"] = MetricRecord({"count": int(seen["count"]) + 1})
-        content = RecordDict(dict(message.content.items()))
-        content["seen"] = context.state["seen"]
-        return Message(content, reply_to=message)
-
-    return app
-
-
-def everything() -> RecordDict:
-    generator = np.random.default_rng(5)
-    arrays = {
-        "float32": Array(generator.normal(size=(3, 5)).astype(np.float32)),
-        "float16": Array(generator.normal(size=(2, 2, 2)).astype(np.float16)),
-        "int64": Array(np.arange(7)),
-        "bool": Array(np.array([True, False])),
-        "scalar": Array(np.array(2.5)),
-        "empty": Array(np.zeros((0, 4), np.float32)),
-        "large": Array(generator.normal(size=1_500_000).astype(np.float64)),
-        "raw": Array(dtype="<u4", shape=(2, 2), stype="fedmed.raw", data=bytes(range(16))),
-    }
-    return RecordDict(
-        {
-            "arrays": ArrayRecord(arrays),
-            "config": ConfigRecord(
-                {
-                    "text": "März",
-                    "bytes": b"\x00\xff",
-                    "flag": True,
-                    "number": -3,
-                    "real": 0.1,
-                    "list": ["a", "b"],
-                }
-            ),
-            "metrics": MetricRecord({"loss": 0.1, "count": 3, "many": [1.5, 2.5]}),
-        }
-    )
-
-
-def request(node: int, content: RecordDict | None = None, ttl: float = 60.0) -> Message:
-    return Message(content or RecordDict(), node, "train", ttl=ttl, group_id="1")
-
-
-def answer(grid: SuperLinkGrid, messages: list[Message]) -> dict[str, Message]:
-    """Push, and wait for every reply; replies by the identifier of what they answer."""
-    waiting = set(grid.push_messages(messages))
-    replies: dict[str, Message] = {}
-
-    def all_there() -> bool:
-        for reply in grid.pull_messages(waiting):
-            replies[reply.metadata.reply_to_message_id] = reply
-        return set(replies) == waiting
-
-    wait_for(all_there)
-    return replies
 
 
 # --- messages ----------------------------------------------------------------------------------
@@ -451,51 +298,104 @@ def test_polls_back_off_and_begin_anew_after_a_message(federation: Federation) -
 # --- who may come in ---------------------------------------------------------------------------
 
 
-def test_unregistered_key_is_turned_away(federation: Federation) -> None:
-    stranger = load_site_key(federation.keys / "elsewhere" / "stranger.key")
-    address, authority = federation.server.address, federation.keys / "ca.crt"
-    with (
-        pytest.raises(SiteRefusedError, match=r"\.pub"),
-        FleetConnection(address, authority, stranger),
-    ):
-        pass
+def test_site_cannot_fetch_the_messages_of_another(federation: Federation) -> None:
     grid = federation.start()
-    with federation.connect("north") as north:
+    with federation.connect("north") as north, federation.connect("south") as thief:
         grid.push_messages([request(north.node_id)])
-        # The stranger asks for the message of a site whose number it has learnt.
-        thief = FleetConnection(address, authority, stranger)
-        thief._node = north._node
+        # It has learnt north's number; certificate and key are its own.
+        own, thief._node = thief._node, north._node
         with pytest.raises(ServerUnreachableError, match="401"):
             thief.receive()
-        thief._client.close()
+        thief._node = own
         assert north.receive() is not None
 
 
-def test_key_that_only_the_database_knows_is_turned_away(keys: Path, tmp_path: Path) -> None:
+def test_key_that_only_the_database_knows_is_turned_away(members: Path, tmp_path: Path) -> None:
     database = tmp_path / "state.db"
+    key = load_credentials(members / "west", None).tls_key.public_key()
     with SuperLink(database) as before:
-        left = load_site_key(keys / "elsewhere" / "stranger.key")
-        node = before.register_site("stranger", left.public_key())
-        assert before.register_site("stranger", left.public_key()) == node
+        node = before.register_site("west", key)
+        assert before.register_site("west", key) == node
+        assert before.site_names() == {node: "west"}
     assert database.stat().st_mode & 0o077 == 0
-    federation = Federation(keys, database)
+    federation = Federation(members, database, register=False)
     try:
         assert federation.link._state.get_node_info(node_ids=[node])
-        with (
-            pytest.raises(SiteRefusedError),
-            FleetConnection(federation.server.address, keys / "ca.crt", left),
-        ):
+        with pytest.raises(SiteRefusedError, match="key"), federation.connect("west"):
             pass
-        federation.link.register_site("stranger", left.public_key())
-        with FleetConnection(federation.server.address, keys / "ca.crt", left) as back:
+        federation.link.register_site("west", key)
+        with federation.connect("west") as back:
             assert back.node_id == node
     finally:
         federation.close()
 
 
+def test_site_with_new_keys_replaces_its_old_ones(federation: Federation) -> None:
+    old, new = (ec.generate_private_key(ec.SECP256R1()).public_key() for _ in range(2))
+    first = federation.link.register_site("west", old)
+    second = federation.link.register_site("west", new)
+    assert first != second
+    assert federation.link.site_names() == {second: "west"}
+
+
 def test_two_sites_cannot_share_a_key(federation: Federation) -> None:
-    with pytest.raises(ConfigurationError, match="west"):
-        federation.link.register_site("west", federation.key("north").public_key())
+    with federation.connect("north"):
+        key = federation.credentials("north").tls_key.public_key()
+        with pytest.raises(ConfigurationError, match="west"):
+            federation.link.register_site("west", key)
+
+
+@pytest.fixture
+def own_members(members: Path, tmp_path: Path) -> Authority:
+    """The same members in folders that a test may change."""
+    shutil.copytree(members, tmp_path / "members")
+    return Authority.open(tmp_path / "members" / "consortium", None)
+
+
+def test_revoked_site_is_told_so_and_ends(own_members: Authority) -> None:
+    folder = own_members.folder.parent
+    federation = Federation(folder)
+    try:
+        with sites(federation, echo_app(), *SITES) as running:
+            revoke_and_install(own_members, "north", folder / "server")
+            wait_for(lambda: running["north"].ended)
+            assert isinstance(running["north"].error, SiteRefusedError)
+            assert "fedmed pki status" in str(running["north"].error)
+            # Control: the other one is served.
+            node = federation.link.connected_sites()["south"]
+            (reply,) = answer(federation.start(), [request(node)]).values()
+            assert reply.has_content()
+        # Before the start: the server hangs up in the handshake.
+        with pytest.raises(ServerUnreachableError, match="pki status"), federation.connect("north"):
+            pass
+    finally:
+        federation.close()
+
+
+def test_rate_limit_is_a_pause_and_no_failure(
+    members: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(members, rates=Rates(requests_per_second=0.4))
+    pauses: list[float] = []
+    try:
+        with federation.connect("north") as north:
+
+            def wait(seconds: float | None = None) -> bool:
+                pauses.append(seconds)
+                # The time that the site was asked to wait passes.
+                buckets = federation.server.rates._members["north"]
+                buckets.requests._at -= seconds
+                return False
+
+            monkeypatch.setattr(north._closed, "wait", wait)
+            for _ in range(6):
+                assert north.receive(lambda _: None) is None
+            monkeypatch.undo()
+        assert pauses
+        assert pauses[0] == 3.0  # 2.5 s to the next request, in whole seconds
+        assert federation.paths.count("/v1/fleet/pull-messages") == 6
+    finally:
+        federation.close()
 
 
 def test_site_cannot_reply_in_the_name_of_another(federation: Federation) -> None:
@@ -552,30 +452,110 @@ def test_site_whose_process_died_comes_back_at_once(federation: Federation) -> N
 # --- who the server is -------------------------------------------------------------------------
 
 
-def test_server_of_another_authority_is_refused_for_good(federation: Federation) -> None:
-    other = federation.keys / "elsewhere" / "ca.crt"
+def impostor(folder: Path) -> SuperLinkServer:
+    """A server with the certificate in a folder, which checks nothing of its own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    return SuperLinkServer(_never, context, admission=_AdmitsAnybody())
 
-    def connect() -> FleetConnection:
-        return FleetConnection(federation.server.address, other, federation.key("north"))
 
-    with pytest.raises(ServerCertificateError, match="authority"), connect():
+class _AdmitsAnybody(Admission):
+    def __init__(self) -> None:
         pass
-    site = Site(echo_app(), connect)
-    wait_for(lambda: site.ended)
-    assert isinstance(site.error, ServerCertificateError)
-    assert federation.paths == []
+
+    def site(self, scope: Mapping[str, object]) -> str:
+        return "anybody"
 
 
-def test_certificate_for_another_host_is_refused(federation: Federation, tmp_path: Path) -> None:
-    authority = create_authority(tmp_path, "test authority")
-    context = server_tls_context(*issue_server_certificate(tmp_path, ("elsewhere.example.org",)))
-    with SuperLinkServer(federation.link.asgi_app, context) as server:
-        connection = FleetConnection(server.address, authority, federation.key("north"))
-        with pytest.raises(ServerCertificateError, match="127"), connection:
+async def _never(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise AssertionError("a request came through")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("another authority", "certificate"),
+        ("expired", "expired"),
+        ("not yet valid", "not yet valid"),
+        ("revoked", "revoked"),
+        ("another host", "127"),
+        ("a site's certificate", "purpose"),
+        ("a site's name for a server's purpose", "server"),
+        ("a server that is not in the roster", "roster"),
+        ("another key than in the roster", "keys"),
+    ],
+)
+def test_only_a_server_of_the_roster_is_spoken_to(
+    own_members: Authority, tmp_path: Path, fault: str, reason: str
+) -> None:
+    now = datetime.now(UTC)
+    folder = own_members.folder.parent
+    server = folder / "server"
+    credentials = load_credentials(folder / "north", None)
+    hosts = ("localhost", "127.0.0.1")
+    if fault == "another authority":
+        other_authority(tmp_path / "other", server)
+    elif fault == "expired":
+        forge_tls(own_members, server, hosts=hosts, not_after=now - timedelta(minutes=1))
+    elif fault == "not yet valid":
+        forge_tls(own_members, server, hosts=hosts, not_before=now + timedelta(minutes=30))
+    elif fault == "revoked":
+        revoke_and_install(own_members, "server", folder / "north")
+    elif fault == "another host":
+        forge_tls(own_members, server, hosts=("elsewhere.example.org",))
+    elif fault == "a site's certificate":
+        server = folder / "south"
+        forge_tls(own_members, server, hosts=hosts)
+    elif fault == "a site's name for a server's purpose":
+        server = folder / "south"
+        forge_tls(own_members, server, hosts=hosts, purpose=Purpose.server_tls)
+    elif fault == "a server that is not in the roster":
+        forge_tls(own_members, server, hosts=hosts, name="other")
+    else:
+        server = folder / "south"
+        forge_tls(own_members, server, hosts=hosts, name="server", role=Role.server)
+    with impostor(server) as running:
+        connection = FleetConnection(running.address, credentials)
+        with pytest.raises(ServerCertificateError, match=reason), connection:
             pass
 
 
-def test_server_without_tls_is_refused(keys: Path) -> None:
+def test_server_of_another_authority_is_refused_for_good(
+    own_members: Authority, tmp_path: Path
+) -> None:
+    folder = own_members.folder.parent
+    credentials = load_credentials(folder / "north", None)
+    federation = Federation(folder)
+    try:
+        site = Site(echo_app(), lambda: FleetConnection(federation.server.address, credentials))
+        wait_for(federation.link.connected_sites)
+        assert site.stop() < 1.0
+        assert site.error is None
+    finally:
+        federation.close()
+    other_authority(tmp_path / "other", folder / "server")
+    with impostor(folder / "server") as running:
+        site = Site(echo_app(), lambda: FleetConnection(running.address, credentials))
+        wait_for(lambda: site.ended)
+        assert isinstance(site.error, ServerCertificateError)
+
+
+def test_expired_revocation_list_of_the_site_ends_the_link(own_members: Authority) -> None:
+    folder = own_members.folder.parent
+    federation = Federation(folder)
+    try:
+        with federation.connect("north") as north:
+            assert north.receive(lambda _: None) is None
+            expire_crl(own_members, folder / "north")
+            with pytest.raises(ServerUnreachableError, match="connect anew"):
+                north.receive(lambda _: None)
+        with pytest.raises(TrustError):
+            federation.connect("north")
+    finally:
+        federation.close()
+
+
+def test_server_without_tls_is_refused(members: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer_plainly() -> None:
@@ -587,8 +567,8 @@ def test_server_without_tls_is_refused(keys: Path) -> None:
         thread = threading.Thread(target=answer_plainly)
         thread.start()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        key = load_site_key(keys / "north.key")
-        with pytest.raises(ServerCertificateError), FleetConnection(address, keys / "ca.crt", key):
+        connection = FleetConnection(address, load_credentials(members / "north", None))
+        with pytest.raises(ServerCertificateError), connection:
             pass
         thread.join(DEADLINE)
 
@@ -609,12 +589,7 @@ def test_proxy_variables_are_ignored(
     monkeypatch.setenv("no_proxy", "")
     with federation.connect("north") as north:
         assert north.node_id
-    told = FleetConnection(
-        federation.server.address,
-        federation.keys / "ca.crt",
-        federation.key("north"),
-        proxy="http://127.0.0.1:9",
-    )
+    told = federation.connect("north", proxy="http://127.0.0.1:9")
     with pytest.raises(ServerUnreachableError), told:
         pass
 
@@ -622,18 +597,21 @@ def test_proxy_variables_are_ignored(
 @pytest.mark.parametrize(
     "address", ["", "host", "host:", ":1", "https://host:1", "host:x", "a@host:1", "host:1/x"]
 )
-def test_address_is_checked(keys: Path, address: str) -> None:
+def test_address_is_checked(members: Path, address: str) -> None:
     with pytest.raises(ConfigurationError, match="HOST:PORT"):
-        FleetConnection(address, keys / "ca.crt", load_site_key(keys / "north.key"))
+        FleetConnection(address, load_credentials(members / "north", None))
 
 
-def test_authority_must_be_readable(keys: Path, tmp_path: Path) -> None:
-    key = load_site_key(keys / "north.key")
-    broken = tmp_path / "broken.crt"
-    broken.write_text("nothing")
-    for path in (tmp_path / "absent.crt", broken):
-        with pytest.raises(ConfigurationError, match=path.name):
-            FleetConnection("127.0.0.1:1", path, key)
+@pytest.mark.parametrize(
+    "proxy",
+    ["host:1", "https://host:1", "socks5://host:1", "http://host", "http://u:secret@host:x"],
+)
+def test_proxy_is_checked_and_its_password_is_in_no_message(members: Path, proxy: str) -> None:
+    credentials = load_credentials(members / "north", None)
+    with pytest.raises(ConfigurationError, match=r"link\.proxy") as refused:
+        FleetConnection("127.0.0.1:1", credentials, proxy=proxy)
+    assert "secret" not in str(refused.value)
+    FleetConnection("127.0.0.1:1", credentials, proxy="http://u:p@host:1/")._client.close()
 
 
 # --- no code travels ---------------------------------------------------------------------------
@@ -717,9 +695,16 @@ def test_stock_superlink_would_answer_where_ours_does_not(federation: Federation
 
     assert asyncio.run(ask(stock)) == 200
     assert asyncio.run(ask(federation.link.asgi_app)) == 404
-    context = ssl.create_default_context(cafile=federation.keys / "ca.crt")
+    north = federation.folder / "north"
+    context = ssl.create_default_context(cafile=north / "root.crt")
+    context.load_cert_chain(north / "tls.crt", north / "tls.key")
+    public = federation.credentials("north").tls_key.public_key()
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    headers["flwr-public-key"] = base64.b64encode(pem).decode()
     with httpx.Client(verify=context, trust_env=False) as client:
-        answered = client.post(f"https://{federation.server.address}{path}", content=body)
+        answered = client.post(
+            f"https://{federation.server.address}{path}", content=body, headers=headers
+        )
     assert answered.status_code == 404
     assert federation.paths == []
 
@@ -729,13 +714,13 @@ def test_stock_superlink_would_answer_where_ours_does_not(federation: Federation
 
 @pytest.mark.parametrize("with_database", [True, False])
 def test_site_returns_after_the_server_restarted(
-    keys: Path, tmp_path: Path, with_database: bool
+    members: Path, tmp_path: Path, with_database: bool
 ) -> None:
     database = tmp_path / "state.db" if with_database else None
-    first = Federation(keys, database)
+    first = Federation(members, database)
     address, port = first.server.address, first.port
-    key = load_site_key(keys / "north.key")
-    site = Site(echo_app(), lambda: FleetConnection(address, keys / "ca.crt", key))
+    credentials = load_credentials(members / "north", None)
+    site = Site(echo_app(), lambda: FleetConnection(address, credentials))
     second: Federation | None = None
     try:
         wait_for(first.link.connected_sites)
@@ -745,7 +730,7 @@ def test_site_returns_after_the_server_restarted(
         grid.push_messages([request(node)])
         first.close()
         wait_for(lambda: any("cannot be reached" in text for text in site.events))
-        second = Federation(keys, database, port)
+        second = Federation(members, database, port)
         assert second.link.connected_sites() == {}
         wait_for(second.link.connected_sites)
         back = second.link.connected_sites()["north"]
@@ -771,9 +756,7 @@ def test_reply_that_met_a_broken_connection_is_sent_again(federation: Federation
             super().reply(message, seconds)
 
     def connect() -> FleetConnection:
-        return Unreliable(
-            federation.server.address, federation.keys / "ca.crt", federation.key("north")
-        )
+        return Unreliable(federation.server.address, federation.credentials("north"))
 
     site = Site(echo_app(), connect)
     try:
@@ -803,15 +786,15 @@ def test_lost_answers_cost_no_round(federation: Federation) -> None:
         assert running["north"].error is None
 
 
-def test_loop_ends_within_a_second(federation: Federation, keys: Path) -> None:
+def test_loop_ends_within_a_second(federation: Federation) -> None:
     with sites(federation, echo_app(), "north") as running:
         assert running["north"].stop() < 1.0
         assert running["north"].error is None
     assert federation.link.connected_sites() == {}
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    key = federation.key("north")
-    lost = Site(echo_app(), lambda: FleetConnection(address, keys / "ca.crt", key))
+    credentials = federation.credentials("north")
+    lost = Site(echo_app(), lambda: FleetConnection(address, credentials))
     wait_for(lambda: len(lost.events) >= 2)
     assert lost.stop() < 1.0
     assert "the next try is in 0.5 s" in lost.events[0]
@@ -901,6 +884,7 @@ PRIVATE_NAMES = {
     "flwr.server.superlink.linkstate": ["LinkState", "LinkStateFactory"],
     "flwr.supercore.constant": [
         "FLWR_IN_MEMORY_DB_NAME",
+        "HEAD_BODY_DIVIDER",
         "NOOP_FEDERATION_ID",
         "NodeStatus",
         "SYSTEM_MESSAGE_TYPE",
@@ -909,6 +893,7 @@ PRIVATE_NAMES = {
     "flwr.supercore.error": ["ApiErrorCode", "FlowerError", "http_error_translator"],
     "flwr.supercore.inflatable.inflatable_object": [
         "get_all_nested_objects",
+        "get_object_head_values_from_object_content",
         "get_object_id",
         "get_object_tree",
         "iterate_object_tree",

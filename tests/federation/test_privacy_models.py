@@ -12,6 +12,8 @@ from fedmed.configuration.groups import (
     PrivacyModel,
     StrategyConfig,
     TrainingConfig,
+    TransportConfig,
+    TransportMode,
 )
 from fedmed.configuration.plan import Plan
 from fedmed.configuration.validation import validate_plan
@@ -21,13 +23,14 @@ from fedmed.federation.guarantees import guarantees
 from fedmed.federation.strategies.base import WeightedUpdate
 from fedmed.federation.strategies.fedavg import FedAvg
 from fedmed.federation.strategies.sum_only import SumOnly
+from fedmed.secagg.quorum import colluders, honest_survivors, threshold
 from fedmed.training.noise import SecureNoise
-from fedmed.training.site_plan import noise_share
+from fedmed.training.site_plan import honest_sites, noise_share
 
 SIZE = 20_000
 
 
-def plan(model, **privacy):
+def plan(model, mode=TransportMode.secagg, **privacy):
     settings = {
         "enabled": True,
         "model": model,
@@ -42,6 +45,7 @@ def plan(model, **privacy):
         training=TrainingConfig(optimizer="sgd", schedule="constant"),
         federation=FederationConfig(local_epochs=0.25, minimum_sites=3),
         privacy=PrivacyConfig(**settings),
+        transport=TransportConfig(mode=mode),
     )
 
 
@@ -92,13 +96,63 @@ def test_the_sum_gives_the_same_model_as_single_updates():
     assert np.allclose(single, summed, atol=1e-6)
 
 
-@pytest.mark.parametrize("honest", [None, 2])
-def test_the_smallest_honest_cohort_already_carries_the_target(honest):
-    share = noise_share(plan("distributed", honest_sites=honest))
-    cohort = honest or 3
-    assert math.sqrt(cohort) * share == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("sites", "asked", "honest"), [(3, None, 2), (10, None, 4), (10, 3, 3), (10, 9, 4)]
+)
+def test_the_smallest_honest_cohort_already_carries_the_target(sites, asked, honest):
+    settings = replace(
+        plan("distributed", honest_sites=asked),
+        federation=FederationConfig(local_epochs=0.25, minimum_sites=sites),
+    )
+    # Of 4 sites, 3 open a sum and 1 may be the server's; of 10 sites 7 and 3.
+    assert honest_sites(settings) == honest
+    assert math.sqrt(honest) * noise_share(settings) == pytest.approx(1.0)
     assert noise_share(plan("local")) == 1.0
     assert noise_share(plan("central")) == 0.0
+
+
+@pytest.mark.parametrize("sites", range(3, 61))
+def test_the_noise_is_for_the_sums_that_secure_aggregation_can_open(sites):
+    settings = replace(plan("distributed"), federation=FederationConfig(minimum_sites=sites))
+    assert honest_sites(settings) == honest_survivors(sites)
+    # Of all cohorts that the plan allows, none leaves fewer.
+    assert honest_survivors(sites) == min(
+        threshold(n) - colluders(n) for n in range(sites, sites + 100)
+    )
+
+
+@pytest.mark.parametrize("mode", ["sealed", "plain"])
+def test_distributed_noise_needs_secure_aggregation(mode):
+    with pytest.raises(ConfigurationError, match="transport=secagg"):
+        validate_plan(plan("distributed", TransportMode(mode)))
+    validate_plan(plan("distributed"))
+    validate_plan(plan("central", TransportMode(mode)))
+
+
+@pytest.mark.parametrize(
+    ("transport", "message"),
+    [
+        ({"bits": 24}, r"transport\.bits"),
+        ({"update_bound": 0.0}, r"transport\.update_bound"),
+        ({"bits": 16}, r"transport\.update_bound=0\.05"),
+        ({"attempts": 0}, r"transport\.attempts"),
+        ({"step_seconds": 0.0}, r"transport\.step_seconds"),
+    ],
+)
+def test_settings_of_the_transport_are_checked(transport, message):
+    with pytest.raises(ConfigurationError, match=message):
+        validate_plan(replace(Plan(), transport=TransportConfig(**transport)))
+
+
+def test_a_sum_of_two_sites_hides_nobody():
+    two = replace(
+        Plan(),
+        federation=FederationConfig(minimum_sites=2),
+        transport=TransportConfig(mode=TransportMode.secagg),
+    )
+    with pytest.raises(ConfigurationError, match=r"federation\.minimum_sites=2"):
+        validate_plan(two)
+    validate_plan(replace(two, transport=TransportConfig(mode=TransportMode.sealed)))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +175,8 @@ def test_shared_noise_is_refused_where_a_sum_would_not_carry_it(model, change, m
         validate_plan(wrong)
 
 
-def epsilon_against(settings, secure_aggregation=False):
-    held = guarantees(settings, [3.0, 5.0], secure_aggregation=secure_aggregation)
+def epsilon_against(settings):
+    held = guarantees(settings, [3.0, 5.0])
     return {one.adversary: one.epsilon for one in held}
 
 
@@ -130,8 +184,8 @@ def test_each_adversary_has_its_own_epsilon():
     server, sites, reader = "server", "other sites", "reader of the model"
     assert epsilon_against(plan("local")) == {server: 5.0, sites: 5.0, reader: 5.0}
     assert epsilon_against(plan("central")) == {server: None, sites: 5.0, reader: 5.0}
-    distributed = plan("distributed")
-    assert epsilon_against(distributed) == {server: None, sites: 5.0, reader: 5.0}
-    assert epsilon_against(distributed, secure_aggregation=True)[server] == 5.0
+    unmasked = plan("distributed", TransportMode.sealed)
+    assert epsilon_against(unmasked) == {server: None, sites: 5.0, reader: 5.0}
+    assert epsilon_against(plan("distributed"))[server] == 5.0
     off = Plan(privacy=PrivacyConfig(model=PrivacyModel.local))
     assert set(epsilon_against(off).values()) == {None}

@@ -8,11 +8,20 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedmed.configuration import FederationConfig, ModelConfig, Plan, StrategyConfig
+from fedmed.configuration.groups import TransportConfig, TransportMode
 from fedmed.errors import FederationError
 from fedmed.federation.in_process import InProcessGrid
 from fedmed.federation.observer import SilentObserver
-from fedmed.federation.records import Evaluated, Joined, Refused, Trained, pack, unpack_request
-from fedmed.federation.rounds import UPDATE, RoundLoop
+from fedmed.federation.records import (
+    UPDATE,
+    Evaluated,
+    Joined,
+    Refused,
+    Trained,
+    pack,
+    unpack_request,
+)
+from fedmed.federation.rounds import RoundLoop
 from fedmed.federation.run_folder import Checkpoint, RunFolder
 from fedmed.federation.strategies.fedavg import FedAvg
 from fedmed.models.parameters import ParameterLayout, flatten
@@ -21,6 +30,7 @@ from fedmed.tasks.classification.task import Classification
 
 PLAN = Plan(
     model=ModelConfig(width=2, stages=1),
+    transport=TransportConfig(mode=TransportMode.plain),
     federation=FederationConfig(rounds=2, minimum_sites=2, deadline_seconds=5.0, join_seconds=0.2),
 )
 TASK = Classification(PLAN.task)
@@ -163,6 +173,7 @@ def test_a_late_site_does_not_hold_up_the_round_and_is_not_counted_twice(tmp_pat
 
     plan = Plan(
         model=PLAN.model,
+        transport=PLAN.transport,
         federation=FederationConfig(
             rounds=2, minimum_sites=2, deadline_seconds=0.5, join_seconds=0.2
         ),
@@ -206,6 +217,7 @@ def test_too_few_sites_are_an_error_that_names_the_refusals(tmp_path):
 def test_a_fraction_of_the_sites_is_drawn_repeatably(tmp_path):
     plan = Plan(
         model=PLAN.model,
+        transport=PLAN.transport,
         federation=FederationConfig(
             rounds=6, minimum_sites=2, fraction_sites=0.6, deadline_seconds=5.0
         ),

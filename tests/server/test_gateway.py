@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import ssl
 import threading
@@ -10,18 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from forged_certificates import consortium
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmed.errors import ConfigurationError, FederationError
-from fedmed.trust.certificates import create_authority, issue_server_certificate, load_site_key
+from fedmed.errors import FederationError
+from fedmed.federation.membership import Membership
+from fedmed.federation.mutual_tls import server_context
+from fedmed.trust.credentials import load_credentials
+from server.admission import Admission
 from server.gateway import ADMITTED, REFUSED, Event, Gateway, Receive, Scope, Send
-from server.superlink import SuperLinkServer, server_tls_context
+from server.rates import Rates
+from server.superlink import SuperLinkServer
 
 LIMIT = 1000
 ADMITTED_PATH = "/v1/fleet/pull-messages"
@@ -46,12 +48,16 @@ class Obliging:
 
 
 class Door:
-    """A running server and a TLS client that sends bytes as they are."""
+    """A running server and a member's TLS client that sends bytes as they are."""
 
-    def __init__(self, server: SuperLinkServer, authority: str, behind: Obliging) -> None:
+    def __init__(self, server: SuperLinkServer, site: Path, behind: Obliging) -> None:
         self.server = server
         self.behind = behind
-        self.context = ssl.create_default_context(cafile=authority)
+        self.context = ssl.create_default_context(cafile=site / "root.crt")
+        self.context.load_cert_chain(site / "tls.crt", site / "tls.key")
+        key = load_credentials(site, None).tls_key.public_key()
+        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        self.node_key = b"flwr-public-key: " + base64.b64encode(pem) + b"\r\n"
 
     def connect(self) -> ssl.SSLSocket:
         host, port = self.server.address.split(":")
@@ -61,9 +67,9 @@ class Door:
     def send(self, target: str, method: str = "POST", extra: bytes = b"", body: bytes = b"") -> int:
         """Send one request with the target spelled as given; return the status."""
         length = b"" if b"Transfer-Encoding" in extra else b"Content-Length: %d\r\n" % len(body)
-        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\n".encode() + length + extra + b"\r\n"
+        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\n".encode() + self.node_key
         with self.connect() as connection:
-            connection.sendall(head + body)
+            connection.sendall(head + length + extra + b"\r\n" + body)
             return _status(connection)
 
 
@@ -78,13 +84,27 @@ def _status(connection: ssl.SSLSocket) -> int:
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    folder = tmp_path_factory.mktemp("door")
-    authority = create_authority(folder, "test authority")
-    context = server_tls_context(*issue_server_certificate(folder))
+def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return consortium(tmp_path_factory.mktemp("members")).folder.parent
+
+
+def _server(members: Path, behind: Obliging, **settings: int) -> SuperLinkServer:
+    credentials = load_credentials(members / "server", None)
+    membership = Membership(credentials.folder, credentials.publication)
+    return SuperLinkServer(
+        behind,
+        server_context(credentials, membership),
+        admission=Admission(membership),
+        rates=Rates(requests_per_second=1000.0),
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def door(members: Path) -> Iterator[Door]:
     behind = Obliging()
-    with SuperLinkServer(behind, context, body_limit=LIMIT) as server:
-        yield Door(server, str(authority), behind)
+    with _server(members, behind, body_limit=LIMIT) as server:
+        yield Door(server, members / "north", behind)
 
 
 @pytest.mark.parametrize("path", sorted(ADMITTED))
@@ -157,6 +177,7 @@ def test_declared_length_is_refused_before_the_body_is_sent(door: Door) -> None:
     with door.connect() as connection:
         connection.sendall(
             f"POST {ADMITTED_PATH} HTTP/1.1\r\nHost: x\r\n".encode()
+            + door.node_key
             + b"Content-Length: 99999999999999\r\n\r\n"
         )
         assert _status(connection) == 413
@@ -195,23 +216,6 @@ def test_plain_http_gets_no_answer(door: Door) -> None:
         except ConnectionResetError:
             answer = b""
     assert b"HTTP/1" not in answer
-
-
-def test_older_tls_is_refused(door: Door) -> None:
-    door_context, door.context = (
-        door.context,
-        ssl.create_default_context(cafile=None, cadata=_pem(door.context)),
-    )
-    door.context.maximum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        with pytest.raises(ssl.SSLError):
-            door.connect()
-    finally:
-        door.context = door_context
-
-
-def _pem(context: ssl.SSLContext) -> str:
-    return ssl.DER_cert_to_PEM_cert(context.get_ca_certs(binary_form=True)[0])
 
 
 def _scope(path: str, raw_path: bytes | None) -> Scope:
@@ -259,6 +263,18 @@ def test_slow_body_times_out() -> None:
     assert behind.seen == []
 
 
+def test_body_that_stands_still_times_out_long_before_its_time_is_over() -> None:
+    behind = Obliging()
+    gateway = Gateway(behind, idle_seconds=0.01)
+    started: Event = {"type": "http.request", "body": b"x", "more_body": True}
+    scope = _scope(ADMITTED_PATH, ADMITTED_PATH.encode())
+    assert _statuses(gateway, scope, started) == [408]
+    assert behind.seen == []
+    ended: Event = {"type": "http.request", "body": b"y"}
+    assert _statuses(gateway, scope, started, ended) == [200]
+    assert behind.seen == [(ADMITTED_PATH, b"xy")]
+
+
 def test_hanging_up_within_the_body_reaches_nobody() -> None:
     behind = Obliging()
     scope = _scope(ADMITTED_PATH, ADMITTED_PATH.encode())
@@ -283,16 +299,13 @@ def test_websockets_are_closed() -> None:
 
 
 def test_taken_port_is_said_so_and_server_stops_without_leaving_threads(
-    door: Door, tmp_path_factory: pytest.TempPathFactory
+    door: Door, members: Path
 ) -> None:
-    folder = tmp_path_factory.mktemp("second")
-    create_authority(folder, "test authority")
-    context = server_tls_context(*issue_server_certificate(folder))
     before = set(threading.enumerate())
     port = int(door.server.address.split(":")[1])
     with pytest.raises(FederationError, match="cannot listen"):
-        SuperLinkServer(Obliging(), context, port=port).start()
-    server = SuperLinkServer(Obliging(), context)
+        _server(members, Obliging(), port=port).start()
+    server = _server(members, Obliging())
     server.start()
     address = server.address
     server.stop()
@@ -300,60 +313,3 @@ def test_taken_port_is_said_so_and_server_stops_without_leaving_threads(
     assert set(threading.enumerate()) <= before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(address.split(":")[1])), timeout=5)
-
-
-def test_server_key_that_others_can_read_is_refused(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder = tmp_path_factory.mktemp("wide")
-    create_authority(folder, "test authority")
-    certificate, key = issue_server_certificate(folder)
-    server_tls_context(certificate, key)
-    key.chmod(0o640)
-    with pytest.raises(ConfigurationError, match="chmod 600"):
-        server_tls_context(certificate, key)
-
-
-def test_client_certificate_is_demanded_when_an_authority_is_named(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder = tmp_path_factory.mktemp("mutual")
-    authority = create_authority(folder, "test authority")
-    certificate, key = issue_server_certificate(folder)
-    context = server_tls_context(certificate, key, client_authority=authority)
-    with SuperLinkServer(Obliging(), context) as server:
-        door = Door(server, str(authority), Obliging())
-        try:
-            status = door.send(ADMITTED_PATH)
-        except (ssl.SSLError, ConnectionError):
-            status = 0
-        assert status == 0
-        door.context.load_cert_chain(_client_certificate(folder))
-        assert door.send(ADMITTED_PATH) == 200
-
-
-def _client_certificate(folder: Path) -> Path:
-    issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    signer = load_site_key(folder / "ca.key")
-    key = ec.generate_private_key(ec.SECP384R1())
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "north")]))
-        .issuer_name(issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(issuer.not_valid_before_utc)
-        .not_valid_after(issuer.not_valid_after_utc)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .sign(signer, hashes.SHA384())
-    )
-    path = folder / "north.pem"
-    path.write_bytes(
-        certificate.public_bytes(Encoding.PEM)
-        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    return path

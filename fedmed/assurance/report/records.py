@@ -20,6 +20,7 @@ class SiteSummary:
     Attributes:
         train: training images used; ``None`` where it was not recorded, as for the other fields.
         excluded: images left out, by reason.
+        keeps_counts: whether the site's policy keeps its numbers of images.
         epsilon: spent at ``delta``; ``None`` without differential privacy.
         metrics: finite values of the global model on the site's test images.
     """
@@ -29,6 +30,7 @@ class SiteSummary:
     val: int | None = None
     test: int | None = None
     excluded: Mapping[str, int] = field(default_factory=dict)
+    keeps_counts: bool = False
     epsilon: float | None = None
     delta: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class RunSummary:
         local_everywhere: the same models on the test images of all sites.
         pooled: metrics of a model trained on all images in one place.
         refused: reasons of sites that took no part, by site.
+        transport_mode: how updates travelled: ``secagg``, ``sealed`` or ``plain``.
     """
 
     task: str
@@ -98,6 +101,7 @@ class RunSummary:
     bytes_up: int | None = None
     bytes_down: int | None = None
     secure_aggregation: bool | None = None
+    transport_mode: str | None = None
     privacy: PrivacySummary = field(default_factory=PrivacySummary)
     seed: int | None = None
     plan_sha256: str | None = None

@@ -34,7 +34,7 @@ from fedmed.assurance.report.stored_values import (
 from fedmed.assurance.report.wording import clean_text
 from fedmed.errors import DataError
 
-LOCAL_SETTINGS = ("data", "site", "transport", "tracking", "resume")
+LOCAL_SETTINGS = ("data", "site", "link", "tracking", "resume")
 """Parts of ``config.yaml`` that no report shows: a page that is shared names nobody's paths."""
 
 
@@ -102,6 +102,7 @@ def parse_summary(stored: Mapping[str, object]) -> RunSummary:
         bytes_up=count_from(transport.get("bytes_up")),
         bytes_down=count_from(transport.get("bytes_down")),
         secure_aggregation=secure_aggregation if isinstance(secure_aggregation, bool) else None,
+        transport_mode=text_from(transport.get("mode")),
         privacy=PrivacySummary(
             preset=text_from(privacy.get("preset")),
             unit=text_from(privacy.get("unit")),
@@ -161,6 +162,8 @@ def _parse_site(name: str, stored: Mapping[str, object]) -> SiteSummary:
         val=count_from(stored.get("val")),
         test=count_from(stored.get("test")),
         excluded=counts_from(stored.get("excluded")),
+        # Written down as null: nobody but the site knows.
+        keeps_counts="train" in stored and stored["train"] is None,
         epsilon=number_from(stored.get("epsilon")),
         delta=number_from(stored.get("delta")),
         metrics=numbers_from(stored.get("metrics")),

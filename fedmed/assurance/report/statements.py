@@ -215,6 +215,7 @@ def aggregation_statement(run: RunRecord) -> Statement:
             (
                 "Each update carried its site's own noise, so the epsilon above holds against the "
                 "server too. Secure aggregation would hide the updates besides.",
+                *_on_the_way(run),
             ),
         )
     if not secure:
@@ -224,12 +225,15 @@ def aggregation_statement(run: RunRecord) -> Statement:
             (
                 "An update by itself can reveal more about a site's images than the model does. "
                 "The sites trust whoever runs the server.",
+                *_on_the_way(run),
             ),
         )
     fewest = min((len(r.replied) for r in run.rounds if r.replied), default=None)
     sentences = [
         "The server saw the sum of the updates of a round and who took part, not the update of "
-        "one site. Secure aggregation hides updates; it does not bound what the model reveals."
+        "one site. Secure aggregation hides updates; it does not bound what the model reveals.",
+        "Losses, weights and evaluation counts went into the same sums. What a site told by "
+        "itself, such as its own metrics, is what its policy lets leave.",
     ]
     if fewest is not None:
         sentences.append(f"The smallest sum was over {counted(fewest, 'site')}.")
@@ -242,6 +246,18 @@ def aggregation_statement(run: RunRecord) -> Statement:
     return Statement(
         "good", "Secure aggregation was on: the server saw sums only", tuple(sentences)
     )
+
+
+def _on_the_way(run: RunRecord) -> list[str]:
+    """Return what others than the server could see of single updates."""
+    return {
+        "sealed": [
+            "Updates were sealed for the server (transport=sealed): nobody on the way saw them."
+        ],
+        "plain": [
+            "Messages were neither signed nor sealed (transport=plain), which is for tests only."
+        ],
+    }.get(run.summary.transport_mode or "", [])
 
 
 def _noised_before_the_server(run: RunRecord) -> bool:

@@ -52,8 +52,13 @@ def sites_table(run: RunRecord) -> Table:
         rows.append(
             [
                 site.name,
-                *(count_text(count) for count in (site.train, site.val, site.test)),
-                ", ".join(f"{reason}: {n}" for reason, n in site.excluded.items()) or MISSING,
+                *(
+                    "kept" if site.keeps_counts else count_text(count)
+                    for count in (site.train, site.val, site.test)
+                ),
+                "kept by the site"
+                if site.keeps_counts
+                else ", ".join(f"{reason}: {n}" for reason, n in site.excluded.items()) or MISSING,
                 metric_text(site.metrics, name),
                 metric_text(alone, name),
                 MISSING if site.epsilon is None else epsilon_text(site.epsilon) + void,

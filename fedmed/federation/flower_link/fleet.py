@@ -1,4 +1,4 @@
-"""A site's connection to the server: Flower's Fleet API, outbound, over TLS 1.3.
+"""A site's connection to the server: Flower's Fleet API, outbound, over mutual TLS.
 
 It carries messages and nothing else: it never asks for an app bundle, so no code of the server
 ever runs at a site. It uses Flower's protobuf client directly, because Flower's own connection
@@ -8,17 +8,14 @@ ends the process when something goes wrong.
 from __future__ import annotations
 
 import contextlib
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
@@ -44,20 +41,26 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from fedmed.errors import FederationError, ProtocolError
+from fedmed.errors import FederationError, ProtocolError, TrustError
 from fedmed.federation.flower_link.fleet_transport import (
     FleetClient,
     MessageClosedError,
     ServerUnreachableError,
     checked_address,
-    pinned_context,
+    checked_proxy,
+    pause_asked,
     refusal,
     translated,
 )
 from fedmed.federation.flower_link.identity import SERVER_NODE_ID, assign_message_id
+from fedmed.federation.flower_link.inflation import inflate_message
+from fedmed.federation.membership import Membership
+from fedmed.federation.mutual_tls import client_context
+
+if TYPE_CHECKING:
+    from fedmed.trust.credentials import Credentials
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -65,7 +68,10 @@ _Response = TypeVar("_Response")
 _CLOSE_SECONDS = 0.5
 # Objects (arrays, pieces of 5 MiB of large ones) under way at once: hides the network's latency.
 _PARALLEL_OBJECTS = 4
+# Fewer on the way up: what is under way when the link is cut has to be sent again.
+_PARALLEL_PUSHES = 2
 _RETRY_PAUSES = (0.2, 0.5, 1.0)
+_MOST_PAUSES = 20
 
 
 class FleetConnection:
@@ -73,41 +79,39 @@ class FleetConnection:
 
     Args:
         address: ``HOST:PORT`` of the server.
-        root_certificates: PEM file of the one authority that may vouch for the server. The
-            system's authorities are not asked.
-        private_key: the site's key, the public half of which the server has registered.
+        credentials: the site's; its TLS key is its node key as well.
         heartbeat_interval: seconds (10 to 1800); the server takes a site for gone after twice
             this time without a sign of life.
         poll_interval: shortest and longest pause in seconds between two empty polls.
         timeout: seconds without a byte after which a request counts as failed.
-        proxy: URL of the HTTP proxy; those in environment variables are ignored.
-        prepare_context: last changes to the TLS settings, for instance a client certificate.
+        proxy: ``http://[USER:PASSWORD@]HOST:PORT`` of a proxy that connects (RFC 9110, section
+            9.3.6); those in environment variables are ignored.
 
     Raises:
-        ConfigurationError: the address or the file of the authority cannot be used.
+        ConfigurationError: the address, the proxy or a file cannot be used.
+        TrustError: the site's own credentials, or what the root has published, do not hold.
     """
 
     def __init__(
         self,
         address: str,
-        root_certificates: Path,
-        private_key: ec.EllipticCurvePrivateKey,
+        credentials: Credentials,
         *,
         heartbeat_interval: float = HEARTBEAT_DEFAULT_INTERVAL,
         poll_interval: tuple[float, float] = (0.05, 1.0),
         timeout: float = 30.0,
         proxy: str | None = None,
-        prepare_context: Callable[[ssl.SSLContext], None] | None = None,
     ) -> None:
         self._address = checked_address(address)
-        self._public_key = public_key_to_bytes(private_key.public_key())
+        proxy = checked_proxy(proxy)
+        self._membership = Membership(credentials.folder, credentials.publication)
+        self._publication = self._membership.publication()
+        context = client_context(credentials, self._membership)
+        self._public_key = public_key_to_bytes(credentials.tls_key.public_key())
         self._heartbeat_interval = heartbeat_interval
         self._shortest_pause, self._longest_pause = poll_interval
         self._pause = self._shortest_pause
-        context = pinned_context(root_certificates)
-        if prepare_context is not None:
-            prepare_context(context)
-        self._client = FleetClient(self._address, private_key, context, timeout, proxy)
+        self._client = FleetClient(self._address, credentials.tls_key, context, timeout, proxy)
         self._node: Node | None = None
         self._closed = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="fedmed-heartbeat", daemon=True)
@@ -129,10 +133,10 @@ class FleetConnection:
             public_key=self._public_key, heartbeat_interval=self._heartbeat_interval
         )
         try:
-            response = self._client.ActivateNode(request)
+            response = self._paced(self._client.ActivateNode, request)
         except httpx.HTTPStatusError as error:
             self._client.close()
-            raise refusal(self._address, error.response.status_code) from error
+            raise refusal(self._address, error.response) from error
         except (httpx.HTTPError, ValueError) as error:
             self._client.close()
             raise translated(self._address, error) from error
@@ -171,6 +175,7 @@ class FleetConnection:
             MessageClosedError: the server took the message back while it was read.
             ProtocolError: the message is malformed or was not meant for this site.
         """
+        self._require_present_membership()
         response = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not response.messages_list or not response.message_object_trees:
             wait(self._pause)
@@ -201,7 +206,7 @@ class FleetConnection:
         """
         run_id = message.metadata.run_id
         with no_object_id_recompute():
-            identifier = assign_message_id(message)
+            assign_message_id(message)
             objects = get_all_nested_objects(message)
             request = PushMessagesRequest(
                 node=self._node,
@@ -211,12 +216,28 @@ class FleetConnection:
             )
             response = self._call(self._client.PushMessages, request)
             wanted = set(response.objects_to_push)
-            if identifier not in wanted:
+            # After a cut, these are the objects that did not arrive.
+            if not wanted:
                 raise MessageClosedError("the server has this reply already, or it comes too late")
             # Flattened here, since the identifiers that are known by now are known to this
             # thread only.
             contents = ((name, objects[name].deflate()) for name in objects if name in wanted)
             self._push_objects(run_id, response.session_id, contents)
+
+    def _require_present_membership(self) -> None:
+        """End the connection when the published files have changed: the next one is checked anew.
+
+        Otherwise a revoked server would be spoken to for as long as its connection lives.
+        """
+        try:
+            current = self._membership.publication() is self._publication
+        except TrustError:
+            current = False
+        if not current:
+            raise ServerUnreachableError(
+                "the roster or the list of revoked certificates of this site has changed, or has "
+                "run out; it will connect anew"
+            )
 
     def _pull_objects(self, run_id: int, tree: ObjectTree) -> dict[str, bytes]:
         def pull(object_id: str) -> bytes:
@@ -249,17 +270,15 @@ class FleetConnection:
             if not response.stored and not repeated:
                 raise MessageClosedError("the server does not want this reply any more")
 
-        with ThreadPoolExecutor(_PARALLEL_OBJECTS, "fedmed-push") as pool:
+        with ThreadPoolExecutor(_PARALLEL_PUSHES, "fedmed-push") as pool:
             for _ in pool.map(push, contents):
                 pass
 
     def _inflate(self, identifier: str, contents: dict[str, bytes], run_id: int) -> Message:
         try:
-            message = inflate_object_from_contents(identifier, contents)
-        except Exception as error:  # the server chooses these bytes, whatever they break
+            message = inflate_message(identifier, contents)
+        except ProtocolError as error:
             raise ProtocolError("a message from the server is malformed") from error
-        if not isinstance(message, Message):
-            raise ProtocolError("a message from the server is no message")
         metadata = message.metadata
         if (metadata.run_id, metadata.src_node_id, metadata.dst_node_id) != (
             run_id,
@@ -274,9 +293,20 @@ class FleetConnection:
         if self._node is None:
             raise FederationError("the connection is not open; use it in a `with` block")
         try:
-            return method(request)
+            return self._paced(method, request)
         except (httpx.HTTPError, ValueError) as error:
             raise translated(self._address, error) from error
+
+    def _paced(self, method: Callable[[_Request], _Response], request: _Request) -> _Response:
+        """Make a request, again after a pause for as often as the server asks for one."""
+        for _ in range(_MOST_PAUSES):
+            try:
+                return method(request)
+            except httpx.HTTPStatusError as error:
+                seconds = pause_asked(error)
+                if seconds is None or self._closed.wait(seconds):
+                    raise
+        return method(request)
 
     def _patiently(
         self, method: Callable[[_Request], _Response], request: _Request

@@ -1,9 +1,8 @@
-"""How a site speaks to the server: TLS 1.3 to the pinned authority only, errors made plain."""
+"""How a site speaks to the server: HTTP over the link's TLS, errors made plain."""
 
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,6 +16,11 @@ from fedmed.errors import ConfigurationError, FederationError, ProtocolError
 _CONNECT_SECONDS = 5.0
 # Shorter than the server's (server/superlink.py), so that no request meets a closing connection.
 _IDLE_SECONDS = 30.0
+# The server says in this header why it turns a site away (server/admission.py).
+_REFUSAL_HEADER = "fedmed-refusal"
+_TOO_MANY_REQUESTS = 429
+_LONGEST_PAUSE = 30.0
+_OUR_CERTIFICATE = ("certificate", "unknown ca", "access denied")
 
 
 class ServerUnreachableError(FederationError):
@@ -24,7 +28,7 @@ class ServerUnreachableError(FederationError):
 
 
 class ServerCertificateError(FederationError):
-    """The server is not the one that the pinned authority vouches for; nothing was sent to it."""
+    """The server is not one that the consortium vouches for; nothing was sent to it."""
 
 
 class SiteRefusedError(FederationError):
@@ -79,30 +83,55 @@ def checked_address(address: str) -> str:
     return address
 
 
-def pinned_context(root_certificates: Path) -> ssl.SSLContext:
-    """TLS 1.3 only, host name checked, exactly this authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+def checked_proxy(proxy: str | None) -> str | None:
+    """Return the URL of a proxy if it can be used; a message never holds it: it has a password.
+
+    Raises:
+        ConfigurationError: it is no ``http://`` URL with a host and a port.
+    """
+    if not proxy:
+        return None
     try:
-        context.load_verify_locations(cafile=root_certificates)
-    except OSError as error:  # ssl.SSLError is one
+        parts = urlsplit(proxy)
+        usable = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
+        usable = usable and parts.path in {"", "/"} and not parts.query and not parts.fragment
+    except ValueError:
+        usable = False
+    if not usable:
         raise ConfigurationError(
-            f"cannot read the authority's certificate {root_certificates.name}; "
-            "get it from the operator of the federation and check the path"
-        ) from error
-    return context
+            "link.proxy cannot be used; write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT "
+            "(what passes through the proxy is encrypted all the same)"
+        )
+    return proxy
 
 
-def refusal(address: str, status: int) -> FederationError:
+def pause_asked(error: httpx.HTTPError | ValueError) -> float | None:
+    """Return the seconds that the server asks the site to wait before it repeats a request.
+
+    ``None`` when the error is of another kind (RFC 6585, section 4; RFC 9110, section 10.2.3).
+    """
+    if (
+        not isinstance(error, httpx.HTTPStatusError)
+        or error.response.status_code != _TOO_MANY_REQUESTS
+    ):
+        return None
+    asked = error.response.headers.get("retry-after", "")
+    return min(float(asked), _LONGEST_PAUSE) if asked.isascii() and asked.isdigit() else 1.0
+
+
+def refusal(address: str, response: httpx.Response) -> FederationError:
     """Say why the server did not let the site in."""
-    if status >= 500:
+    status = response.status_code
+    refused = _refused_member(address, response)
+    if refused is not None:
+        return refused
+    if status >= 500 or status == _TOO_MANY_REQUESTS:
         return ServerUnreachableError(f"the server {address} answers {status}")
     if status in {401, 412}:
         return SiteRefusedError(
             f"the server {address} does not know the key of this site, or the clocks "
             "of the two machines differ by more than five minutes; "
-            "send the site's .pub file to the operator of the server and set the clock"
+            "check this site's enrolment (fedmed pki status) and set the clock"
         )
     return SiteRefusedError(
         f"{address} is not a fedmed server (it answers {status}); "
@@ -116,22 +145,65 @@ def translated(
     """Say what an error of the HTTP client means for the site."""
     if isinstance(error, httpx.HTTPStatusError):
         return _translated_status(address, error.response)
+    if isinstance(error, httpx.ProxyError):
+        return ServerUnreachableError(
+            f"the proxy does not connect this site to {address} ({str(error)[:3]}); check "
+            "link.proxy with its user and password, and that the proxy allows this address"
+        )
     if isinstance(error, httpx.TransportError):
-        failure = _tls_failure(error)
-        if failure is not None:
-            return ServerCertificateError(
-                f"the server {address} could not prove that it is the federation's "
-                f"server ({failure}); nothing was sent to it. Check its address, and that "
-                "this site has the certificate of the federation's authority"
-            )
+        return _translated_transport(address, error)
+    return ProtocolError(f"the answer of the server {address} is malformed")
+
+
+def _translated_transport(address: str, error: httpx.TransportError) -> FederationError:
+    failure = _tls_failure(error)
+    if failure is None and isinstance(error, httpx.RemoteProtocolError):
+        return ServerUnreachableError(
+            f"the server {address} hung up; it does so when it stops, and on a site whose "
+            "certificate it does not accept: if this goes on, see fedmed pki status"
+        )
+    if failure is None:
         return ServerUnreachableError(
             f"the server {address} cannot be reached ({type(error).__name__}); check "
             "that it runs and that the firewall lets this site connect to it"
         )
-    return ProtocolError(f"the answer of the server {address} is malformed")
+    if "alert" in failure and any(word in failure for word in _OUR_CERTIFICATE):
+        # The other side's word on our certificate (RFC 8446, section 6.2).
+        return SiteRefusedError(
+            f"the server {address} refuses the certificate of this site ({failure}); "
+            "see fedmed pki status"
+        )
+    return ServerCertificateError(
+        f"the server {address} could not prove that it is the federation's "
+        f"server ({failure}); nothing was sent to it. Check its address, and that "
+        "this site has the certificate of the federation's authority"
+    )
+
+
+def _refused_member(address: str, response: httpx.Response) -> FederationError | None:
+    """Say why the server's door is shut to this site; ``None`` when it is not."""
+    reason = response.headers.get(_REFUSAL_HEADER)
+    if reason is None:
+        return None
+    if response.status_code >= 500:
+        return ServerUnreachableError(
+            f"the server {address} lets nobody in: its own roster or list of revoked "
+            "certificates does not hold; tell its operator"
+        )
+    if reason == "key":
+        return SiteRefusedError(
+            f"the server {address} refuses this site: its key is not the one of its certificate"
+        )
+    return SiteRefusedError(
+        f"the server {address} refuses the certificate of this site: it is revoked, out of its "
+        "dates, or not in the roster; see fedmed pki status"
+    )
 
 
 def _translated_status(address: str, response: httpx.Response) -> FederationError | ProtocolError:
+    refused = _refused_member(address, response)
+    if refused is not None:
+        return refused
     known = FlowerError.from_json(response.text)
     if known is not None and known.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
         return MessageClosedError("the run of this message is over")

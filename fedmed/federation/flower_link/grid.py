@@ -20,12 +20,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
 
-from fedmed.errors import FederationError
+from fedmed.errors import FederationError, ProtocolError
 from fedmed.federation.flower_link.identity import SERVER_NODE_ID, assign_message_id
+from fedmed.federation.flower_link.inflation import inflate_message
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -176,6 +176,23 @@ class SuperLinkGrid(Grid):
         for identifier in dropped:
             self._close(identifier)
 
+    def deliver_again(self, node_id: int) -> None:
+        """Hand out anew what a site was given and never confirmed, as it connects again.
+
+        Flower hands a message out once: a link that was cut while the site read it would cost
+        the site its round. No app has seen a message that is not confirmed.
+
+        Args:
+            node_id: number of the site's node.
+        """
+        for identifier, message in list(self._open.items()):
+            # A confirmation deletes the message's own object.
+            unread = self._state.object_store.get(identifier) is not None
+            if message.metadata.dst_node_id == node_id and unread:
+                # The state in memory keeps this very object. (One in a database keeps its own:
+                # there the site sits the round out, as with Flower.)
+                message.metadata.delivered_at = ""
+
     def _push(self, message: Message) -> str:
         run_id = self._run.run_id
         message.metadata.__dict__["_src_node_id"] = SERVER_NODE_ID
@@ -228,10 +245,10 @@ class SuperLinkGrid(Grid):
                 return None
             contents[node.object_id] = content
         try:
-            reply = inflate_object_from_contents(root, contents)
-        except Exception:  # a site chooses these bytes: whatever they break is the reply's fault
+            reply = inflate_message(root, contents)
+        except ProtocolError:
             reply = None
-        if not isinstance(reply, Message) or not _same_envelope(reply.metadata, row.metadata):
+        if reply is None or not _same_envelope(reply.metadata, row.metadata):
             return _error_reply(row.metadata, ErrorCode.UNKNOWN, "the reply is malformed")
         assign_message_id(reply, root)
         return reply

@@ -107,6 +107,7 @@ class SuperLink:
         self._sites: dict[str, int] = {}
         self._leaving: set[int] = set()
         self._run: Run | None = None
+        self._grid: SuperLinkGrid | None = None
         self._keeper: _RunKeeper | None = None
         self._application = self._fleet_application()
 
@@ -128,6 +129,9 @@ class SuperLink:
 
     def register_site(self, name: str, public_key: ec.EllipticCurvePublicKey) -> int:
         """Let a site in; every other key stays out, also one that the database still knows.
+
+        A site that comes with another key (it has rotated its keys) gets another node number,
+        and its old key stays out from then on.
 
         Args:
             name: name of the site in this federation.
@@ -154,6 +158,10 @@ class SuperLink:
             self._state.deactivate_node(node_id)
         self._sites = {**self._sites, name: node_id}
         return node_id
+
+    def site_names(self) -> Mapping[int, str]:
+        """Name of each registered site by its node number."""
+        return {node: name for name, node in self._sites.items()}
 
     def connected_sites(self) -> Mapping[str, int]:
         """Name and node number of the sites whose heartbeat is live, in order of names."""
@@ -200,6 +208,7 @@ class SuperLink:
             self._state.finish_task(self._run.primary_task_id, SubStatus.COMPLETED, "")
             self._state.cleanup_run(self._run.run_id)
         self._run = None
+        self._grid = None
 
     def grid(self) -> SuperLinkGrid:
         """Return the grid of the run under way.
@@ -209,7 +218,10 @@ class SuperLink:
         """
         if self._run is None:
             raise FederationError("no run is under way; call start_run() before grid()")
-        return SuperLinkGrid(self._state, self._run, lambda: list(self.connected_sites().values()))
+        self._grid = SuperLinkGrid(
+            self._state, self._run, lambda: list(self.connected_sites().values())
+        )
+        return self._grid
 
     def bytes_transferred(self, run_id: int) -> Traffic:
         """Return what a run has moved so far, also after its end.
@@ -269,6 +281,8 @@ class SuperLink:
             raise HTTPException(400, "the heartbeat interval is out of bounds")
         self._leaving.discard(node_id)
         self._state.acknowledge_node_heartbeat(node_id, interval)
+        if self._grid is not None:
+            self._grid.deliver_again(node_id)
         return ActivateNodeResponse(node_id=node_id)
 
     def _leave(

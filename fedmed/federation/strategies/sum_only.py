@@ -1,7 +1,7 @@
 """A strategy that sees the sum of the updates and no single one, perhaps with the server's noise.
 
-For comparisons of who adds the noise (``privacy.model``). It stands in for secure aggregation,
-which opens nothing but the sum; here the process that averages must still be trusted.
+For comparisons of who adds the noise (``privacy.model``). With secure aggregation the mean is all
+that there is anyway; with other transports the process that averages must be trusted.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""One round of secure aggregation, as fedmed and as other libraries do it."""

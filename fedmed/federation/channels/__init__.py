@@ -1,0 +1,1 @@
+"""How a round travels: plain (tests), sealed (for the server's eyes), secagg (sums only)."""

@@ -1,0 +1,1 @@
+"""Secure aggregation: the server learns sums over sites, and nothing of one site."""
