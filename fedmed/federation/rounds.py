@@ -183,6 +183,7 @@ class RoundLoop:
             "learning_rate": self._learning_rate(number),
             "participants": list(collected.participants),
             "sites": collected.sites,
+            "aggregation": dict(collected.aggregation),
             "seconds": {
                 "train": trained_at - started,
                 "aggregate": aggregated_at - trained_at,

@@ -65,6 +65,8 @@ class Collected:
         loss: mean training loss; None if no site tells its own.
         evaluations: of the weights that the round began with, by split.
         record: enters the round and the new weights into the transparency log.
+        aggregation: how exact a masked sum is: the mean's largest number and proven error, numbers
+            that were clipped, sites whose weight was cut.
     """
 
     updates: list[WeightedUpdate]
@@ -73,6 +75,7 @@ class Collected:
     loss: float | None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     record: Callable[[FloatVector], None] = lambda _weights: None
+    aggregation: Mapping[str, float] = field(default_factory=dict)
 
 
 class AttemptFailedError(FederationError):

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
+from fedmed.configuration.groups import TransportConfig
 from fedmed.errors import FederationError
 from fedmed.federation.channels.base import (
     Attempt,
@@ -20,12 +22,11 @@ from fedmed.federation.channels.base import (
 from fedmed.federation.channels.signed import (
     Answer,
     SignedChannel,
-    demand_weight,
     training_entry,
     weights_sha256,
 )
 from fedmed.federation.cohort import Participants
-from fedmed.federation.counts import CountsLayout
+from fedmed.federation.counts import CountsLayout, Tallies
 from fedmed.federation.exchange import Outcome, Status
 from fedmed.federation.records import WEIGHTS, beside
 from fedmed.federation.strategies.base import WeightedUpdate
@@ -74,30 +75,9 @@ class SecureChannel(SignedChannel):
         layout = CountsLayout(self.task.aggregate_shapes, attempt.evaluate)
         sums, under_way = self._aggregate(context, attempt, participants, layout, self.parameters)
         tallies, totals = layout.split(decode_counts(sums.counts))
-        transport = self.plan.transport
-        ring = Ring(
-            transport.bits, transport.update_bound, context.weight_bound, len(context.cohort)
-        )
-        weight = demand_weight(tallies)
-        mean = ring.mean(sums.update, weight)
-        error = ring.error_bound(weight, len(sums.survivors))
-        if np.abs(mean).max(initial=0.0) < 2 * error:
-            log.warning(
-                "Round %d: masked numbers are so coarse that the mean update, at most %.2g, can be "
-                "off by %.2g. Choose transport.bits=32 or a smaller transport.update_bound; sites "
-                "that keep their numbers of images make it coarser.",
-                attempt.round,
-                np.abs(mean).max(),
-                error,
-            )
-        if tallies.clipped:
-            log.warning(
-                "Round %d: %d numbers of the updates were beyond transport.update_bound=%g and "
-                "were clipped; raise it if this goes on.",
-                attempt.round,
-                int(tallies.clipped),
-                transport.update_bound,
-            )
+        weight = self._weight(context, sums, tallies, under_way)
+        mean, precision = self._mean(context, sums, weight)
+        _warn(attempt.round, tallies, precision, self.plan.transport)
         for site in sums.survivors:
             # Its update is in the sum, whatever became of the site in the steps after.
             entry = under_way.entries[site]
@@ -109,7 +89,35 @@ class SecureChannel(SignedChannel):
             tallies.mean_loss(),
             self.figures(layout, totals, _of(under_way.reports, sums.survivors)),
             lambda weights: self._record(context, sums, weights),
+            {**precision, "clipped": tallies.clipped, "capped_sites": tallies.capped},
         )
+
+    def _weight(
+        self, context: RoundContext, sums: Sums, tallies: Tallies, under_way: _Aggregation
+    ) -> float:
+        most = context.weight_bound * len(sums.survivors)
+        if not 0 < tallies.weight <= most:
+            raise AttemptFailedError(
+                "the sites' weights add up to what no honest sites' can: one of them sends wrong "
+                "counts, and masks hide which",
+                under_way.entries,
+                sums.survivors,
+            )
+        return tallies.weight
+
+    def _mean(
+        self, context: RoundContext, sums: Sums, weight: float
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """Return the mean update ``[parameters]``, its largest number and its proven error."""
+        transport = self.plan.transport
+        ring = Ring(
+            transport.bits, transport.update_bound, context.weight_bound, len(context.cohort)
+        )
+        mean = ring.mean(sums.update, weight)
+        return mean, {
+            "largest": float(np.abs(mean).max(initial=0.0)),
+            "error_bound": ring.error_bound(weight, len(sums.survivors)),
+        }
 
     def evaluate(
         self, attempt: Attempt, participants: Participants
@@ -227,6 +235,28 @@ class SecureChannel(SignedChannel):
                 f"{len(session.survivors)} updates, federation.minimum_sites is {minimum}",
                 missing=set(session.sharers) - set(session.survivors),
             )
+
+
+def _warn(
+    number: int, tallies: Tallies, precision: Mapping[str, float], transport: TransportConfig
+) -> None:
+    if precision["largest"] < 2 * precision["error_bound"]:
+        log.warning(
+            "Round %d: masked numbers are so coarse that the mean update, at most %.2g, can be off "
+            "by %.2g. Choose transport.bits=32 or a smaller transport.update_bound; sites that "
+            "keep their numbers of images make it coarser.",
+            number,
+            precision["largest"],
+            precision["error_bound"],
+        )
+    if tallies.clipped:
+        log.warning(
+            "Round %d: %d numbers of the updates were beyond transport.update_bound=%g and were "
+            "clipped; raise it if this goes on.",
+            number,
+            int(tallies.clipped),
+            transport.update_bound,
+        )
 
 
 def _note(
