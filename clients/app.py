@@ -31,7 +31,7 @@ from fedmed.federation.records import (
 )
 from fedmed.federation.wire import is_signed
 from fedmed.models.parameters import FloatVector
-from fedmed.trust.policy import check_plan
+from fedmed.trust.policy import SitePolicy, check_plan
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,14 @@ FindSite = Callable[[Context], SignedSite]
 _Plain = Callable[[Site, Message], RecordDict]
 
 
-def make_client_app(find_site: FindSite) -> ClientApp:
+def make_client_app(
+    find_site: FindSite, tell: Callable[[str], None] = lambda _event: None
+) -> ClientApp:
     """Return the ClientApp of one site, or of all sites of a simulation.
 
     Args:
         find_site: tells which site a Flower context belongs to.
+        tell: told in one line what the site refuses, for its own console.
     """
     app = ClientApp()
 
@@ -56,11 +59,12 @@ def make_client_app(find_site: FindSite) -> ClientApp:
                 content = plain(site, message) if is_plain else signed.answer(step, message.content)
             except FedmedError as error:
                 log.warning("%s refuses: %s", site.name, error)
+                tell(f"refused ({step}): {error}")
                 if is_plain:
-                    refused = Refused(site.name, type(error).__name__, _outside(error))
+                    refused = Refused(site.name, type(error).__name__, _outside(error, site.policy))
                     content = site.egress.release(refused)
                 else:
-                    content = signed.refuse(error, _outside(error))
+                    content = signed.refuse(error, _outside(error, site.policy))
             return Message(content, reply_to=message)
 
         return handle
@@ -95,13 +99,15 @@ def _plain_request(site: Site, message: Message) -> Request:
     return request
 
 
-def _outside(error: FedmedError) -> str:
+def _outside(error: FedmedError, policy: SitePolicy) -> str:
     """Return what the server may read of an error.
 
     Messages about an archive quote its manifest: names of columns and classes, which may hold
-    anything where a column was mixed up. They stay in the site's own log.
+    anything where a column was mixed up. They stay in the site's own log; numbers of images do so
+    where the policy keeps them.
     """
-    if isinstance(error, DataError) and not isinstance(error, EmptyCohortError):
+    told = isinstance(error, EmptyCohortError) and policy.per_site_counts
+    if isinstance(error, DataError) and not told:
         return "the site's archive cannot be used as it is; the log at the site says why"
     return str(error)
 

@@ -17,12 +17,18 @@ from flwr.app import RecordDict
 
 from clients.round_work import Work, bounded, demand_whole_share, train_and_count
 from clients.site import Site
-from fedmed.configuration.groups import TransportMode
+from fedmed.configuration.groups import PrivacyModel, TransportMode
 from fedmed.configuration.plan import Plan
 from fedmed.data.cohort import SPLITS
 from fedmed.errors import FedmedError, ProtocolError
 from fedmed.federation.channels.sealed import ASK, PARTS, TRAINED, sealing_info
-from fedmed.federation.channels.signed import JOIN, REFUSED, joining_context, weights_sha256
+from fedmed.federation.channels.signed import (
+    JOIN,
+    LARGEST_WEIGHT,
+    REFUSED,
+    joining_context,
+    weights_sha256,
+)
 from fedmed.federation.counts import CountsLayout
 from fedmed.federation.records import FLOAT32, WEIGHTS, Request, unpack_arrays
 from fedmed.federation.wire import pack_message, unpack_message
@@ -178,16 +184,17 @@ class SignedSite:
             return self._work_sealed(run, envelope, content)
         session, context = self._under_way(run, envelope)
         weights = self._weights(run, content)
+        transport = run.plan.transport
+        # Before anything is trained and counted: bounds that cannot be used cost no epsilon.
+        ring = Ring(
+            transport.bits,
+            transport.update_bound,
+            max(1, context.weight_bound),
+            len(context.cohort),
+        )
         session.open_training(envelope, parts, weights_sha256(weights))
         try:
             done = self._done(run, context, weights)
-            transport = run.plan.transport
-            ring = Ring(
-                transport.bits,
-                transport.update_bound,
-                max(1, context.weight_bound),
-                len(context.cohort),
-            )
             update: Vector = np.empty(0, np.uint32 if transport.bits == 32 else np.uint16)
             tallies = done.tallies
             if context.purpose == TRAINING:
@@ -271,6 +278,16 @@ class SignedSite:
             # Shares of noise (privacy.model=distributed) are made for the plan's smallest cohort.
             raise ProtocolError("The round asks fewer sites than the plan's minimum_sites.")
         self._check_policy(run.plan, run.server, len(context.cohort))
+        shared = run.plan.privacy.enabled and run.plan.privacy.model == PrivacyModel.distributed
+        if (
+            shared
+            and not self.site.policy.per_site_counts
+            and context.weight_bound < LARGEST_WEIGHT
+        ):
+            # Whether a share of noise may be sent whole would tell the site's weight, bit by bit.
+            raise ProtocolError(
+                "The round's bound on weights is below that of sites without counts."
+            )
         evaluate = report.get("evaluate", [])
         if not isinstance(evaluate, list) or any(
             split not in SPLITS[1:] or evaluate.count(split) > 1 for split in evaluate

@@ -69,6 +69,23 @@ def locked_lines(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_alone(path: Path) -> Iterator[None]:
+    """Hold a lock that only one process can have; the file stays.
+
+    Raises:
+        BlockingIOError: if another process has it.
+        OSError: if the file cannot be made.
+    """
+    make_folder(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def read_whole_lines(descriptor: int) -> bytes:
     """Return all whole lines of a file, and cut off one that a crash has torn.
 

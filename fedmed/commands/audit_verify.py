@@ -85,7 +85,8 @@ def proven_sentences(report: AuditReport) -> list[str]:
         )
     if report.open_rounds:
         sentences.append(
-            f"{_counted(report.open_rounds, 'round')} WITHOUT secure aggregation: "
+            f"{_counted(report.open_rounds, 'round')} (evaluations with them) WITHOUT secure "
+            "aggregation: "
             f"{_counted(report.updates, 'update')}, each signed by its site; the server saw each."
         )
     if report.rounds or report.open_rounds or report.evaluations:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedmed.configuration.commands import ClientSettings
 from fedmed.configuration.groups import DataSource
 from fedmed.configuration.loading import load_settings
 from fedmed.data.sources import CohortLoader, site_sources
+from fedmed.durable_files import locked_alone
 from fedmed.errors import ConfigurationError
 from fedmed.federation.flower_link import FleetConnection
 from fedmed.training.device import default_threads, keep_freed_memory
@@ -78,10 +80,24 @@ def join_federation(arguments: Sequence[str], console: Console) -> int:
     def tell(event: str) -> None:
         console.print(f"{datetime.now():%H:%M:%S} {name}: {event}", soft_wrap=True, markup=False)
 
-    with log_to(state / "fedmed.log"):
-        serve(make_client_app(lambda _context: signed), connect, context, stop=stop, on_event=tell)
+    app = make_client_app(lambda _context: signed, tell)
+    with _only_client(state), log_to(state / "fedmed.log"):
+        serve(app, connect, context, stop=stop, on_event=tell)
     tell("stopped")
     return 0
+
+
+@contextmanager
+def _only_client(state: Path) -> Iterator[None]:
+    """Keep a second client of the same site from taking this one's messages."""
+    try:
+        with locked_alone(state / ".client.lock"):
+            yield
+    except BlockingIOError as error:
+        raise ConfigurationError(
+            f"{state}: another client of this site is running. Stop it first, or give this one its "
+            "own keys and site.state."
+        ) from error
 
 
 def _loader(settings: ClientSettings) -> CohortLoader:

@@ -166,6 +166,12 @@ class ConsoleObserver:
             if self._progress is not None and self._round_bar is not None:
                 self._progress.update(self._round_bar, completed=parsed.number)
             self._line(_round_line(parsed, self._rounds))
+            masked = record.get("aggregation")
+            if isinstance(masked, Mapping) and (clipped := masked.get("clipped")):
+                self._line(
+                    f"Round {parsed.number}: {clipped:,.0f} numbers of the updates were clipped "
+                    "(transport.update_bound)"
+                )
 
     def run_finished(self, summary: Mapping[str, object]) -> None:
         """Take the bars away and write the table; ``summary`` is that of ``summary.json``."""

@@ -182,7 +182,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Co
 
 
 def _unknown_key(key: str, config_name: str) -> str:
-    known = _known_keys(config_name)
+    known = [name for name in _known_keys(config_name) if name != key]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         last = key.rsplit(".", 1)[-1]

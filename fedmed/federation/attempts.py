@@ -28,8 +28,6 @@ from fedmed.trust.context import EVALUATION, TRAINING
 log = logging.getLogger(__name__)
 
 _PAUSE = 0.05
-_MOST_ATTEMPTS = 100
-"""Attempts of one round, those included that failed because a site had restarted."""
 _RESUME = "The last finished round is kept; go on with resume=DIR."
 
 
@@ -65,6 +63,7 @@ class Attempts:
             FederationError: with the sites' reasons.
         """
         refused: set[int] = set()
+        restarted: set[str] = set()
         only = self.channel.named_survivors(TRAINING, number)
         failed: AttemptFailedError | None = None
         attempt, left = 0, self.channel.attempts
@@ -86,8 +85,11 @@ class Attempts:
                     for node in nodes
                     if _refuses(error.sites.get(self.participants.name(node), {}))
                 }
-                if attempt < _MOST_ATTEMPTS and _has_restarted(error.sites):
-                    left += 1
+                again = _restarted(error.sites)
+                refused |= {n for n in nodes if self.participants.name(n) in again & restarted}
+                # A site may restart once in a round at no cost; it must not use up the others'.
+                left += bool(again - restarted)
+                restarted |= again
                 continue
             self._demand_enough(number, collected)
             return collected
@@ -177,9 +179,13 @@ def _refuses(entry: Mapping[str, object]) -> bool:
     return entry.get("status") == Status.REFUSED.value and not reason.startswith(NOT_JOINED)
 
 
-def _has_restarted(sites: Mapping[str, Mapping[str, object]]) -> bool:
-    """Whether a site only has to join again: no fault of the round."""
-    return any(str(entry.get("reason") or "").startswith(NOT_JOINED) for entry in sites.values())
+def _restarted(sites: Mapping[str, Mapping[str, object]]) -> set[str]:
+    """Return the sites that only have to join again."""
+    return {
+        site
+        for site, entry in sites.items()
+        if str(entry.get("reason") or "").startswith(NOT_JOINED)
+    }
 
 
 def _reasons(sites: Mapping[str, Mapping[str, object]]) -> str:

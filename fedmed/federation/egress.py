@@ -27,8 +27,8 @@ from fedmed.federation.egress_rules import (
     REFUSED,
     REPORT,
     RULES,
-    Check,
     MessageRule,
+    check_body,
 )
 from fedmed.federation.records import (
     Arrays,
@@ -41,7 +41,6 @@ from fedmed.federation.records import (
     pack,
     value_bytes,
 )
-from fedmed.trust.canonical import Json
 from fedmed.trust.context import RoundContext
 from fedmed.trust.envelope import Envelope
 from fedmed.trust.policy import SitePolicy, allowed_metrics
@@ -149,7 +148,7 @@ class Egress:
             raise ProtocolError("A message may leave a site for a known round alone.")
         if envelope.context != (context.sha256() if context else ""):
             raise ProtocolError("A message is bound to another round than the one it leaves for.")
-        _check_body(envelope, rule)
+        check_body(envelope, rule)
         self._check_policy(envelope, metric_images)
         released = Released(
             envelope.to_bytes(), {name: _as_bytes(data) for name, data in sorted(parts.items())}
@@ -201,24 +200,6 @@ class Egress:
                     "was not sent. Raise it if the plan's model is this large."
                 )
             self._record.write(entry)
-
-
-def _check_body(envelope: Envelope, rule: MessageRule) -> None:
-    body = dict(envelope.body)
-    report = body.pop(REPORT, {})
-    if not isinstance(report, Mapping):
-        raise ProtocolError(f"The report of a {envelope.type!r} message is no list of fields.")
-    _check_fields(envelope.type, body, rule.body)
-    _check_fields(envelope.type, report, rule.report)
-
-
-def _check_fields(kind: str, found: Mapping[str, Json], checks: Mapping[str, Check]) -> None:
-    for name, value in found.items():
-        # The name itself is not told: it may be what should not leave.
-        if name not in checks:
-            raise ProtocolError(f"A {kind!r} message has a field that may not leave a site.")
-        if not checks[name](value):
-            raise ProtocolError(f"Field {name!r} of a {kind!r} message has a form not allowed.")
 
 
 def _check_parts(

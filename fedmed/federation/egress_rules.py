@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fedmed.errors import ProtocolError
 from fedmed.secagg.shamir import SHARE_BYTES
 from fedmed.trust.canonical import Json
+from fedmed.trust.envelope import Envelope
 from fedmed.trust.roster import MEMBER_NAME
 
 BOX_BYTES = 4096
@@ -66,6 +68,14 @@ def _is_number_or_none(value: Json) -> bool:
     return value is None or _is_number(value)
 
 
+def _is_amount(value: Json) -> bool:
+    return _is_number(value) and not (isinstance(value, float) and value < 0)
+
+
+def _is_amount_or_none(value: Json) -> bool:
+    return value is None or _is_amount(value)
+
+
 def _matches(pattern: str) -> Check:
     compiled = re.compile(pattern)
     return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
@@ -99,9 +109,9 @@ _HASHES = _mapping(MEMBER_NAME, _HASH, _MOST_SITES)
 _COSIGNATURE = _matches(r"[0-9a-f]{128}")
 _SHARES = _mapping(MEMBER_NAME, _matches(rf"[0-9a-f]{{{2 * SHARE_BYTES}}}"), _MOST_SITES)
 _RESULT: Mapping[str, Check] = {
-    "epsilon": _is_number_or_none,
-    "delta": _is_number_or_none,
-    "seconds": _is_number,
+    "epsilon": _is_amount_or_none,
+    "delta": _is_amount_or_none,
+    "seconds": _is_amount,
     METRICS: _mapping(_CODE, _is_number_or_none, _MOST_ENTRIES),
 }
 
@@ -141,3 +151,26 @@ RULES: Mapping[str, MessageRule] = {
     "revealed": MessageRule(body={"seeds": _SHARES, "mask_keys": _SHARES}),
     REFUSED: MessageRule(body={"kind": _matches(_KIND.pattern), "reason": _is_reason}),
 }
+
+
+def check_body(envelope: Envelope, rule: MessageRule) -> None:
+    """Compare a message's fields with the list; by a site before it sends, by a server on receipt.
+
+    Raises:
+        ProtocolError: if there is another field, or one of another form.
+    """
+    body = dict(envelope.body)
+    report = body.pop(REPORT, {})
+    if not isinstance(report, Mapping):
+        raise ProtocolError(f"The report of a {envelope.type!r} message is no list of fields.")
+    _check_fields(envelope.type, body, rule.body)
+    _check_fields(envelope.type, report, rule.report)
+
+
+def _check_fields(kind: str, found: Mapping[str, Json], checks: Mapping[str, Check]) -> None:
+    for name, value in found.items():
+        # The name itself is not told: it may be what should not leave.
+        if name not in checks:
+            raise ProtocolError(f"A {kind!r} message has a field that may not leave a site.")
+        if not checks[name](value):
+            raise ProtocolError(f"Field {name!r} of a {kind!r} message has a form not allowed.")

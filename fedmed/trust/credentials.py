@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from fedmed.errors import TrustError
+from fedmed.errors import ConfigurationError, TrustError
 from fedmed.trust.certificate_checks import (
     check_member_certificate,
     named_member,
@@ -17,6 +17,7 @@ from fedmed.trust.certificate_checks import (
 from fedmed.trust.issuance import Purpose, tls_purpose
 from fedmed.trust.key_files import is_encrypted
 from fedmed.trust.member_folder import (
+    REQUEST,
     SIGNING_CERTIFICATE,
     SIGNING_KEY,
     TLS_CERTIFICATE,
@@ -88,6 +89,7 @@ def load_credentials(
         ConfigurationError: a file is missing, readable by others, or its passphrase is.
         TrustError: something does not hold.
     """
+    _demand_installed(folder)
     tls_key = load_tls_key(folder, passphrase)
     signing_key = load_signing_key(folder, passphrase)
     publication = load_publication(folder, at)
@@ -117,3 +119,16 @@ def load_credentials(
         publication,
         passphrase if is_encrypted(read_private(folder / TLS_KEY)) else None,
     )
+
+
+def _demand_installed(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"{folder}: there is no such folder with keys. Is the name of the site (or "
+            f"link.credentials) right? Make keys with: fedmed pki enroll NAME --folder {folder}"
+        )
+    if (folder / REQUEST).is_file() and not (folder / TLS_CERTIFICATE).is_file():
+        raise ConfigurationError(
+            f"{folder}: keys are made, but there is no {TLS_CERTIFICATE} yet. Install the bundle that the "
+            f"consortium sends back: fedmed pki install BUNDLE --folder {folder}"
+        )

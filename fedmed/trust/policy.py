@@ -135,6 +135,20 @@ def check_plan(
     """
     _check_occasion(policy, server, now)
     _check_what_is_trained(plan, policy)
+    if not policy.per_site_counts:
+        _require(
+            privacy_batch(plan) is None,
+            "per_site_counts",
+            "the plan sets privacy.batch_size, which a site with fewer patients refuses",
+            "privacy.sample_rate tells nothing of a site's numbers",
+        )
+    if not (policy.per_site_counts and policy.per_site_metrics):
+        _require(
+            transport == SECURE_AGGREGATION,
+            "per_site_counts, per_site_metrics",
+            f"with transport.mode={transport} the server sees this site's own counts",
+            f"only {SECURE_AGGREGATION} hides them",
+        )
     _require(
         transport in policy.transports,
         "transports",
@@ -164,6 +178,11 @@ def check_plan(
             f"the plan would spend epsilon {privacy.target_epsilon:g}",
             f"allowed: {policy.max_epsilon:g}",
         )
+
+
+def privacy_batch(plan: Plan) -> int | None:
+    """Return the fixed batch size of a private plan, if it has one."""
+    return plan.privacy.batch_size if plan.privacy.enabled else None
 
 
 def check_epsilon(policy: SitePolicy, round_cost: float | None, total: float | None) -> None:

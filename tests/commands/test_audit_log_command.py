@@ -112,7 +112,7 @@ def test_open_rounds_are_called_by_their_name(tmp_path):
     run.open_round(1)
     (tmp_path / "root.crt").write_bytes(run.consortium.root_pem)
     _, text = audit("verify", tmp_path, "--root", tmp_path / "root.crt")
-    assert "1 round WITHOUT secure aggregation: 4 updates" in text
+    assert "1 round (evaluations with them) WITHOUT secure aggregation: 4 updates" in text
     assert "no site has cosigned" in text
     _, text = audit("show", tmp_path)
     assert "round 1 (unmasked)" in text

@@ -295,11 +295,14 @@ def test_counts_of_one_site_alone_can_be_kept(keys, tmp_path):
     assert result.summary["sites"]["alder"]["train"] == TRAIN["alder"]
 
 
-@pytest.mark.parametrize("mode", ["secagg", "sealed"])
 @pytest.mark.parametrize(
-    "policy",
-    [replace(WILLING, per_site_metrics=False), replace(WILLING, metrics_floor=25)],
-    ids=["per_site_metrics", "metrics_floor"],
+    ("mode", "policy"),
+    [
+        ("secagg", replace(WILLING, per_site_metrics=False)),
+        ("secagg", replace(WILLING, metrics_floor=25)),
+        ("sealed", replace(WILLING, metrics_floor=25)),
+    ],
+    ids=["per_site_metrics", "metrics_floor", "metrics_floor sealed"],
 )
 def test_metrics_that_a_site_keeps_are_nowhere(keys, tmp_path, mode, policy):
     result = run(keys, tmp_path, plan_of(mode), policies={"elm": policy})

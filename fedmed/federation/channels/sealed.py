@@ -24,6 +24,7 @@ from fedmed.federation.channels.base import (
 from fedmed.federation.channels.signed import (
     Answer,
     SignedChannel,
+    demand_statement,
     demand_weight,
     training_entry,
     weights_sha256,
@@ -187,8 +188,10 @@ class SealedChannel(SignedChannel):
                 raise ProtocolError(f"Part {name!r} of a sealed update holds NaN or infinity.")
         tallies, aggregates = layout.split(vectors["counts"].astype(np.float64, copy=False))
         if size:
+            demand_statement(report)
             demand_weight(tallies)
             if tallies.weight > context.weight_bound:
                 raise ProtocolError("A site's weight is above the round's bound.")
-        update = vectors["update"].astype(np.float32, copy=False)
+        bound = self.plan.transport.update_bound
+        update = np.clip(vectors["update"].astype(np.float32, copy=False), -bound, bound)
         return _Opened(update, tallies, aggregates, report, answer.envelope.to_bytes())

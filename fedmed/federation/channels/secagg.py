@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedmed.configuration.groups import TransportConfig
-from fedmed.errors import FederationError
+from fedmed.errors import FederationError, ProtocolError
 from fedmed.federation.channels.base import (
     Attempt,
     AttemptFailedError,
@@ -22,6 +22,7 @@ from fedmed.federation.channels.base import (
 from fedmed.federation.channels.signed import (
     Answer,
     SignedChannel,
+    demand_statement,
     training_entry,
     weights_sha256,
 )
@@ -77,6 +78,9 @@ class SecureChannel(SignedChannel):
         tallies, totals = layout.split(decode_counts(sums.counts))
         weight = self._weight(context, sums, tallies, under_way)
         mean, precision = self._mean(context, sums, weight)
+        if precision["largest"] > self.plan.transport.update_bound + precision["error_bound"]:
+            # A mean of clipped numbers cannot be larger, whatever their weights.
+            raise _spoilt("the mean is beyond the bound on single updates", under_way, sums)
         _warn(attempt.round, tallies, precision, self.plan.transport)
         for site in sums.survivors:
             # Its update is in the sum, whatever became of the site in the steps after.
@@ -95,14 +99,9 @@ class SecureChannel(SignedChannel):
     def _weight(
         self, context: RoundContext, sums: Sums, tallies: Tallies, under_way: _Aggregation
     ) -> float:
-        most = context.weight_bound * len(sums.survivors)
-        if not 0 < tallies.weight <= most:
-            raise AttemptFailedError(
-                "the sites' weights add up to what no honest sites' can: one of them sends wrong "
-                "counts, and masks hide which",
-                under_way.entries,
-                sums.survivors,
-            )
+        least, most = len(sums.survivors), context.weight_bound * len(sums.survivors)
+        if not least <= tallies.weight <= most:
+            raise _spoilt("the weights add up to what no honest sites' can", under_way, sums)
         return tallies.weight
 
     def _mean(
@@ -166,7 +165,7 @@ class SecureChannel(SignedChannel):
         )
         try:
             sums = self._four_exchanges(under_way, attempt, participants)
-        except FederationError as error:
+        except (FederationError, ProtocolError) as error:
             self.abandon(context, error)
             survivors = error.survivors if isinstance(error, AggregationError) else ()
             raise AttemptFailedError(str(error), under_way.entries, survivors) from error
@@ -179,11 +178,15 @@ class SecureChannel(SignedChannel):
         cosignatures: dict[str, bytes] = {}
 
         def prepared(site: str, answer: Answer) -> None:
-            report = session.take_prepared(site, answer.envelope, answer.parts)
-            cosignatures[site] = self.take_cosignature(site, report)
+            # First: who is taken is a sharer, and must have cosigned the head.
+            cosignature = self.take_cosignature(site, _report(answer))
+            session.take_prepared(site, answer.envelope, answer.parts)
+            cosignatures[site] = cosignature
 
         def masked(site: str, answer: Answer) -> None:
             update, counts = answer.parts.get("update", b""), answer.parts.get(COUNTS, b"")
+            if context.purpose == TRAINING:
+                demand_statement(_report(answer))
             under_way.reports[site] = session.take_masked(site, answer.envelope, update, counts)
 
         def confirmed(site: str, answer: Answer) -> None:
@@ -235,6 +238,19 @@ class SecureChannel(SignedChannel):
                 f"{len(session.survivors)} updates, federation.minimum_sites is {minimum}",
                 missing=set(session.sharers) - set(session.survivors),
             )
+
+
+def _spoilt(why: str, under_way: _Aggregation, sums: Sums) -> AttemptFailedError:
+    return AttemptFailedError(
+        f"{why}: one of {', '.join(sums.survivors)} sends wrong numbers, and masks hide which",
+        under_way.entries,
+        sums.survivors,
+    )
+
+
+def _report(answer: Answer) -> Report:
+    report = answer.envelope.body.get("report")
+    return report if isinstance(report, dict) else {}
 
 
 def _warn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from fedmed.errors import FederationError, ProtocolError
 from fedmed.federation.channels.base import Ask, Attempt, Evaluation
 from fedmed.federation.cohort import Participants
 from fedmed.federation.counts import CountsLayout, Tallies
+from fedmed.federation.egress_rules import RULES, check_body
 from fedmed.federation.exchange import Outcome, Status, outcome_of
 from fedmed.federation.records import Joined, Refused
 from fedmed.federation.survivors import NamedSurvivors
@@ -32,12 +34,14 @@ from fedmed.trust.roster import Role, Roster
 from fedmed.trust.roster_file import SignedRoster
 from fedmed.trust.signatures import Signer
 
+log = logging.getLogger(__name__)
+
 JOIN = Kind("join", 0, Role.server)
 REFUSED = Kind("refused", 0, Role.site)
 NOT_JOINED = "NotJoinedError"
 """Kind of the refusal of a site that has restarted since it joined."""
 
-_LARGEST_WEIGHT = 1 << 16
+LARGEST_WEIGHT = 1 << 16
 """Bound on a site's weight where sites keep their numbers of images to themselves."""
 
 
@@ -139,6 +143,7 @@ class SignedChannel:
             return outcome_of(refused)
         name = envelope.site
         verify_message(envelope, JOINED, self.joining.sha256(), name, self.party.roster)
+        check_body(envelope, RULES[JOINED.type])
         report = messages.Joined.from_body(envelope.body).report
         self.joined[node] = envelope.to_bytes()
         self.witnessed[name] = _count(report, "witnessed_size") or 0
@@ -172,9 +177,10 @@ class SignedChannel:
         """Return the context that binds every message of an attempt."""
         joined = [participants.joined[node] for node in attempt.nodes]
         told = [one.train for one in joined if one.train is not None]
-        bound = _LARGEST_WEIGHT
+        bound = LARGEST_WEIGHT
         if len(told) == len(joined):
-            bound = 1 << max(0, max(told) - 1).bit_length()
+            # Never above: one site's word must not make the grid too coarse for all.
+            bound = min(bound, 1 << max(0, max(told) - 1).bit_length())
         log = self.party.log
         return RoundContext(
             run=self.run,
@@ -194,9 +200,12 @@ class SignedChannel:
         self, context: RoundContext, attempt: Attempt, **more: Json
     ) -> dict[str, Report]:
         """Return what the first request of a round tells each site of log and evaluation."""
+        log_of_run = self.party.log
+        # A site that claims to have seen more than there is finds no proof, and refuses.
+        seen = {site: self.witnessed.get(site, 0) for site in context.cohort}
         return {
             site: {
-                "log": self.party.log.invitation(self.witnessed.get(site, 0)),
+                "log": log_of_run.invitation(seen[site] if seen[site] <= log_of_run.size else 0),
                 "evaluate": list(attempt.evaluate),
                 **more,
             }
@@ -235,12 +244,15 @@ class SignedChannel:
                 if refused.kind == NOT_JOINED:
                     participants.restarted.add(node)
                 return outcome_of(refused)
+            if envelope.type not in RULES:
+                raise ProtocolError("A message has another type than this step expects.")
+            check_body(envelope, RULES[envelope.type])
             take(participants.name(node), Answer(envelope, parts))
             return Outcome(Status.OK)
 
         return taken
 
-    def abandon(self, context: RoundContext, error: FederationError) -> None:
+    def abandon(self, context: RoundContext, error: FederationError | ProtocolError) -> None:
         """Enter an attempt that came to nothing into the log."""
         self.party.log.append(abandoned_leaf(context, str(error)[:500]))
 
@@ -248,18 +260,20 @@ class SignedChannel:
         self, layout: CountsLayout, total: Mapping[str, Aggregate], reports: Mapping[str, Report]
     ) -> dict[str, Evaluation]:
         """Return the evaluations by split: of the sums, and of the sites that tell their own."""
-        return {
-            split: Evaluation(
-                self.task.metrics(total[split]),
-                {
-                    site: metrics
-                    for site, report in sorted(reports.items())
-                    if (metrics := own_metrics(report, split))
-                },
-                self.task.error_bounds(total[split]),
+        found = {}
+        for split in layout.splits:
+            counts = total[split]
+            if any((array < 0).any() for array in counts.values()):
+                log.warning("Counts on %s images add up to less than nothing: not used.", split)
+                found[split] = Evaluation()
+                continue
+            own = {site: own_metrics(report, split) for site, report in sorted(reports.items())}
+            found[split] = Evaluation(
+                self.task.metrics(counts),
+                {site: metrics for site, metrics in own.items() if metrics},
+                self.task.error_bounds(counts),
             )
-            for split in layout.splits
-        }
+        return found
 
     def _refusal(self, envelope: Envelope, context: str) -> Refused | None:
         if envelope.type != REFUSED.type:
@@ -289,6 +303,16 @@ def own_metrics(report: Report, split: str) -> dict[str, float]:
 def training_entry(report: Report) -> dict[str, object]:
     """Return what a site tells of its training: its epsilon, never its number of examples."""
     return {"epsilon": _number(report, "epsilon")}
+
+
+def demand_statement(report: Report) -> None:
+    """Demand that a site states its epsilon and delta, or that there is none.
+
+    Raises:
+        ProtocolError: if it does not; nobody could audit the run then.
+    """
+    if not {"epsilon", "delta"} <= set(report):
+        raise ProtocolError("A site states no epsilon and delta.")
 
 
 def demand_weight(tallies: Tallies) -> float:

@@ -42,6 +42,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from google.protobuf.message import DecodeError
 
 from fedmed.errors import FederationError, ProtocolError, TrustError
 from fedmed.federation.flower_link.fleet_transport import (
@@ -137,7 +138,7 @@ class FleetConnection:
         except httpx.HTTPStatusError as error:
             self._client.close()
             raise refusal(self._address, error.response) from error
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, DecodeError) as error:
             self._client.close()
             raise translated(self._address, error) from error
         self._node = Node(node_id=response.node_id)
@@ -182,7 +183,10 @@ class FleetConnection:
             self._pause = min(2 * self._pause, self._longest_pause)
             return None
         self._pause = self._shortest_pause
-        envelope = message_from_proto(response.messages_list[0])
+        try:
+            envelope = message_from_proto(response.messages_list[0])
+        except Exception as error:  # the server chooses these bytes, whatever they break
+            raise ProtocolError("a message from the server is malformed") from error
         tree = response.message_object_trees[0]
         run_id = envelope.metadata.run_id
         contents = self._pull_objects(run_id, tree)
@@ -294,7 +298,7 @@ class FleetConnection:
             raise FederationError("the connection is not open; use it in a `with` block")
         try:
             return self._paced(method, request)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, DecodeError) as error:
             raise translated(self._address, error) from error
 
     def _paced(self, method: Callable[[_Request], _Response], request: _Request) -> _Response:

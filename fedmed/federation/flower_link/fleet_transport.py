@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError
 
 from fedmed.errors import ConfigurationError, FederationError, ProtocolError
 
@@ -140,7 +141,7 @@ def refusal(address: str, response: httpx.Response) -> FederationError:
 
 
 def translated(
-    address: str, error: httpx.HTTPError | ValueError
+    address: str, error: httpx.HTTPError | ValueError | DecodeError
 ) -> FederationError | ProtocolError:
     """Say what an error of the HTTP client means for the site."""
     if isinstance(error, httpx.HTTPStatusError):

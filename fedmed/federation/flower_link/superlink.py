@@ -150,7 +150,7 @@ class SuperLink:
         if any(other == node_id and site != name for site, other in self._sites.items()):
             raise ConfigurationError(
                 f"the site {name!r} has the public key of another site; "
-                "every site makes a key of its own and sends only its .pub file"
+                "every site makes a key of its own and sends only its request.json"
             )
         if self._sites.get(name) != node_id:
             # A node that the database still calls online belongs to a connection of the
