@@ -129,6 +129,6 @@ def _demand_installed(folder: Path) -> None:
         )
     if (folder / REQUEST).is_file() and not (folder / TLS_CERTIFICATE).is_file():
         raise ConfigurationError(
-            f"{folder}: keys are made, but there is no {TLS_CERTIFICATE} yet. Install the bundle that the "
-            f"consortium sends back: fedmed pki install BUNDLE --folder {folder}"
+            f"{folder}: keys are made, but there is no {TLS_CERTIFICATE} yet. Install the bundle "
+            f"that the consortium sends back: fedmed pki install BUNDLE --folder {folder}"
         )
